@@ -1,0 +1,176 @@
+"""Every configuration key that lowrank_d2 adds to Detectron2's, its default and its meaning."""
+from detectron2.config import CfgNode as CN
+
+
+def add_lowrank_config(cfg: CN) -> None:
+    """Adds all keys below to `cfg`, in place: Mask DINO's own under their published names and defaults, then ours."""
+    _add_mask_dino(cfg)
+    _add_swin(cfg)
+    _add_input(cfg)
+    _add_training(cfg)
+    _add_peft(cfg)
+    _add_fork(cfg)
+
+
+def _add_mask_dino(cfg: CN) -> None:
+    # Full dumps of real runs contain DeepLab's keys; of these only the polynomial learning rate acts.
+    from detectron2.projects.deeplab import add_deeplab_config
+
+    add_deeplab_config(cfg)
+
+    node = cfg.MODEL.MaskDINO = CN()
+    # Loss weights; the same for the final, the auxiliary, the two-stage and the denoising predictions.
+    node.CLASS_WEIGHT = 4.0
+    node.MASK_WEIGHT = 5.0
+    node.DICE_WEIGHT = 5.0
+    node.BOX_WEIGHT = 5.0
+    node.GIOU_WEIGHT = 2.0
+    # Weights of the same five terms in the Hungarian matching.
+    node.COST_CLASS_WEIGHT = 4.0
+    node.COST_MASK_WEIGHT = 5.0
+    node.COST_DICE_WEIGHT = 5.0
+    node.COST_BOX_WEIGHT = 5.0
+    node.COST_GIOU_WEIGHT = 2.0
+    node.DEEP_SUPERVISION = True  # losses on every decoder layer
+    node.BOX_LOSS = True  # box losses on matched predictions (the denoising part keeps its own)
+    node.PANO_BOX_LOSS = False  # box losses on things alone; "thing" is label < 80, as upstream
+    node.SEMANTIC_CE_LOSS = False  # softmax cross entropy with a no-object class, for semantic segmentation
+    node.NO_OBJECT_WEIGHT = 0.1  # weight of that class
+    # Points at which masks are compared, in matching and loss.
+    node.TRAIN_NUM_POINTS = 112 * 112
+    node.OVERSAMPLE_RATIO = 3.0  # candidates per point of the loss
+    node.IMPORTANCE_SAMPLE_RATIO = 0.75  # share taken where the mask is least certain
+    # Decoder.
+    node.HIDDEN_DIM = 256
+    node.DIM_FEEDFORWARD = 2048  # the decoder's; the encoder's is SEM_SEG_HEAD.DIM_FEEDFORWARD
+    node.DEC_LAYERS = 6
+    node.NUM_OBJECT_QUERIES = 100
+    node.TWO_STAGE = True  # queries from the encoder's best tokens instead of learned ones
+    node.LEARN_TGT = False  # two-stage: learned query content
+    node.INITIAL_PRED = True  # predict (and supervise) before the first layer
+    node.INITIALIZE_BOX_TYPE = "no"  # "no", "mask2box", "bitmask": first boxes from the first masks
+    node.ENFORCE_INPUT_PROJ = False
+    node.DN = "seg"  # denoising queries: "no", "standard" (class and box), "seg" (masks too)
+    node.DN_NUM = 100  # denoising queries of an image, about
+    node.DN_NOISE_SCALE = 0.4
+    # Encoder of the pixel decoder alone, as upstream; the decoder has 8 heads and no dropout.
+    node.NHEADS = 8
+    node.DROPOUT = 0.1
+    node.SIZE_DIVISIBILITY = 32  # the canvas is a multiple of this; below 0: the backbone's
+    node.TRANSFORMER_DECODER_NAME = "MaskDINODecoder"
+    # Accepted and without effect, as upstream.
+    node.ENC_LAYERS = 0
+    node.PRE_NORM = False
+    node.PRED_CONV = False
+    node.EVAL_FLAG = 1
+    cfg.Default_loading = True
+
+    test = node.TEST = CN()
+    test.SEMANTIC_ON = True
+    test.INSTANCE_ON = False
+    test.PANOPTIC_ON = False
+    test.TEST_FOUCUS_ON_BOX = False  # instance scores without the mask quality (upstream's spelling)
+    test.OBJECT_MASK_THRESHOLD = 0.0
+    test.OVERLAP_THRESHOLD = 0.0
+    test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+    test.PANO_TRANSFORM_EVAL = True
+    test.PANO_TEMPERATURE = 0.06
+
+    # Defects of the original that change numbers are followed; each True here mends one (facts, quirks Q1 to Q15).
+    fix = node.FIX = CN()
+    fix.PADDING_MASK = False  # padding is neither attended to, nor proposed, nor counted in position encodings
+    fix.BOX_CANVAS = False  # training boxes as fractions of the padded canvas, as inference reads them
+    fix.EXTRA_LEVEL_ENCODING = False  # with two or more extra levels: each map gets its own position encoding
+    fix.PANOPTIC_CE = False  # SEMANTIC_CE_LOSS with PANOPTIC_ON: no unused extra class output
+    fix.PANO_THINGS = False  # PANO_BOX_LOSS: things by the dataset's metadata instead of label < 80
+
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
+    head.DIM_FEEDFORWARD = 1024
+    head.TRANSFORMER_ENC_LAYERS = 0
+    head.TOTAL_NUM_FEATURE_LEVELS = 4
+    head.FEATURE_ORDER = "high2low"  # "low2high" or "high2low": order of the levels in the encoder
+    head.MASK_DIM = 256
+    head.PIXEL_DECODER_NAME = "MaskDINOEncoder"
+    # Accepted and without effect, as upstream (4 points, MaskDINO.NHEADS heads, TOTAL_NUM_FEATURE_LEVELS levels).
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
+    head.NUM_FEATURE_LEVELS = 3
+
+
+def _add_swin(cfg: CN) -> None:
+    node = cfg.MODEL.SWIN = CN()
+    node.PRETRAIN_IMG_SIZE = 224
+    node.PATCH_SIZE = 4
+    node.EMBED_DIM = 96
+    node.DEPTHS = [2, 2, 6, 2]
+    node.NUM_HEADS = [3, 6, 12, 24]
+    node.WINDOW_SIZE = 7
+    node.MLP_RATIO = 4.0
+    node.QKV_BIAS = True
+    node.QK_SCALE = None
+    node.DROP_RATE = 0.0
+    node.ATTN_DROP_RATE = 0.0
+    node.DROP_PATH_RATE = 0.3
+    node.APE = False
+    node.PATCH_NORM = True
+    node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    node.USE_CHECKPOINT = False
+
+
+def _add_input(cfg: CN) -> None:
+    node = cfg.INPUT
+    node.DATASET_MAPPER_NAME = "MaskDINO_semantic"
+    node.IMAGE_SIZE = 1024  # side of the training canvas of the large-scale-jitter mappers
+    node.MIN_SCALE = 0.1
+    node.MAX_SCALE = 2.0
+    node.COLOR_AUG_SSD = False
+    node.SIZE_DIVISIBILITY = -1
+
+
+def _add_training(cfg: CN) -> None:
+    node = cfg.SOLVER
+    node.OPTIMIZER = "ADAMW"  # or "SGD"
+    node.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone relative to BASE_LR
+    node.WEIGHT_DECAY_EMBED = 0.0
+    node.ACCUMULATE = 1  # batches whose gradients are summed into one step
+    node.AMP.DTYPE = "float16"  # "float16" or "bfloat16"; acts with AMP.ENABLED
+
+    test = cfg.TEST
+    test.VALIDATION_LOSS = False  # compute the training losses on DATASETS.TEST at every EVAL_PERIOD
+    test.EARLY_STOP = CN()
+    test.EARLY_STOP.PATIENCE = 0  # evaluations without a gain of MIN_DELTA after which training stops; 0: never
+    test.EARLY_STOP.MIN_DELTA = 0.0  # AP points
+
+
+def _add_peft(cfg: CN) -> None:
+    node = cfg.MODEL.PEFT = CN()
+    node.METHODS = []  # of "lora", "adapter"; [] leaves the model untouched
+    node.TRAIN = "all"  # which base parameters train: "all", "full_head", "decoder", "embeddings", "none"
+    node.TRAIN_LABEL_EMBEDDING = True  # with "embeddings" and "none": the denoising label embedding trains too
+    node.DELTA = ""  # a delta file, applied after MODEL.WEIGHTS; methods and classes come from it
+
+    lora = node.LORA = CN()
+    lora.RANK = 8
+    lora.ALPHA = None  # the update is (ALPHA / RANK) B A; None: ALPHA = RANK
+    lora.DROPOUT = 0.0  # on the input of A
+    lora.TARGETS = []  # module names; [] = the model's own choice
+
+    adapter = node.ADAPTER = CN()
+    adapter.REPEATS = 1  # adapters in a row at every place
+    adapter.REDUCTION = 4  # bottleneck = hidden // REDUCTION
+    adapter.RESIDUAL = "kappa+lambda"  # "kappa" (residual stream), "lambda" (attention output) or their sum
+    adapter.INIT = "bert"  # "bert": normal(0, 0.02), bias 0; "xavier": how the authors' code really starts
+
+
+def _add_fork(cfg: CN) -> None:
+    """Keys of the paper authors' fork, so that its dumps load; MaskDINO.from_config translates them to MODEL.PEFT."""
+    cfg.USE_ADAPTERS = False
+    cfg.ADAPTER_NUM = 1
+    cfg.ADAPTER_REDUCTION = 4
+    cfg.USE_LORA = False  # True is refused: its LoRA is another function
+    cfg.LORA_RANK = 8
+    cfg.LORA_ALPHA = 1
+    cfg.LORA_DEFORMABLE_TARGETS = []
+    cfg.LORA_TARGETS = []
+    cfg.SOLVER.IGNORE_FIX = []
