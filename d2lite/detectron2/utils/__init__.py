@@ -1,0 +1,1 @@
+"""Helpers shared by all sub-packages: processes, logging, files, events, drawing."""

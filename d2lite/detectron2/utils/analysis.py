@@ -1,0 +1,53 @@
+"""Counting parameters, operations and activations of a detector, on top of fvcore."""
+import typing
+
+import fvcore.nn
+from fvcore.nn import parameter_count, parameter_count_table
+from torch import nn
+
+from detectron2._lite import refused
+
+__all__ = [
+    "activation_count_operators",
+    "flop_count_operators",
+    "parameter_count_table",
+    "parameter_count",
+    "FlopCountAnalysis",
+]
+
+FLOPS_MODE = "flops"
+ACTIVATIONS_MODE = "activations"
+
+
+class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):
+    """fvcore's count for modules whose inputs are tensors; element-wise operators count as nothing, silently."""
+
+    def __init__(self, model, inputs):
+        super().__init__(model, inputs)
+        self.unsupported_ops_warnings(False)
+
+
+# Counting a whole detector means tracing list[dict] -> list[dict], the work of export.TracingAdapter.
+flop_count_operators = refused("flop_count_operators", __name__)
+activation_count_operators = refused("activation_count_operators", __name__)
+
+
+def find_unused_parameters(model: nn.Module, inputs: typing.Any) -> list[str]:
+    """Names of the parameters that get no gradient in one training step.
+
+    Args:
+        model: returns its losses, a tensor or a dict of tensors, when called in training mode.
+        inputs: the model's argument, or a tuple of arguments.
+    """
+    assert model.training, "Unused parameters show in a training step: call model.train() first."
+    for parameter in model.parameters():
+        parameter.grad = None
+    losses = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    if isinstance(losses, dict):
+        losses = sum(losses.values())
+    losses.backward()
+
+    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    for parameter in model.parameters():
+        parameter.grad = None
+    return unused
