@@ -1,0 +1,285 @@
+"""Configurations written in Python: calls that are described now and made later."""
+import ast
+import builtins
+import collections.abc as abc
+import importlib.machinery
+import importlib.util
+import inspect
+import logging
+import os
+import uuid
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import is_dataclass
+
+import cloudpickle
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
+
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.registry import _convert_target_to_string
+
+__all__ = ["LazyCall", "LazyConfig"]
+
+_CFG_PACKAGE_NAME = "detectron2._cfg_loader"
+
+
+class LazyCall:
+    """``LazyCall(f)(a=1)`` describes the call ``f(a=1)``, for :func:`detectron2.config.instantiate` to make.
+
+    Args:
+        target: a callable, its dotted name, or another description whose result is to be called.
+
+    Returns (of the call):
+        DictConfig: the keyword arguments and ``_target_``.
+    """
+
+    def __init__(self, target):
+        if not (callable(target) or isinstance(target, (str, abc.Mapping))):
+            raise TypeError(f"LazyCall wants something callable, its name or another LazyCall, not {target!r}.")
+        self._target = target
+
+    def __call__(self, **kwargs):
+        by_name = is_dataclass(self._target)  # omegaconf would take a dataclass for a schema
+        target = _convert_target_to_string(self._target) if by_name else self._target
+        return DictConfig(content={**kwargs, "_target_": target}, flags={"allow_objects": True})
+
+
+class LazyConfig:
+    """Loading, saving and changing configurations that are Python or yaml files."""
+
+    @staticmethod
+    def load_rel(filename: str, keys: None | str | tuple[str, ...] = None):
+        """As :meth:`load`, ``filename`` being relative to the file that calls."""
+        caller = inspect.stack()[1].filename
+        assert os.path.isfile(caller), "load_rel must be called in a file."
+        return LazyConfig.load(os.path.join(os.path.dirname(caller), filename), keys)
+
+    @staticmethod
+    def load(filename: str, keys: None | str | tuple[str, ...] = None):
+        """Run a ``.py`` file, or read a ``.yaml`` or ``.yml`` file.
+
+        In a Python file ``from .name import x`` means the file next to it; every import runs that file afresh, so
+        that changing what was imported changes nobody else's.
+
+        Args:
+            keys: which variable or variables to return; default all.
+
+        Returns:
+            one value for a str, a tuple for a tuple, and without keys a DictConfig of all public global mappings.
+
+        Raises:
+            ValueError: another kind of file.
+            ImportError: a relative import of a folder, or of a file that is not there.
+        """
+        filename = filename.replace("/./", "/")
+        if filename.endswith(".py"):
+            values = _run_config_file(filename)
+        elif filename.endswith((".yaml", ".yml")):
+            with PathManager.open(filename) as file:
+                values = OmegaConf.create(yaml.unsafe_load(file), flags={"allow_objects": True})
+        else:
+            raise ValueError(f"A lazy config is a .py, .yaml or .yml file; {filename!r} is not.")
+
+        if isinstance(keys, str):
+            return _cast_to_config(values[keys])
+        if keys is not None:
+            return tuple(_cast_to_config(values[key]) for key in keys)
+        if not filename.endswith(".py"):
+            return values
+        public = {
+            name: _cast_to_config(value)
+            for name, value in values.items()
+            if not name.startswith("_") and isinstance(value, (dict, DictConfig))
+        }
+        return DictConfig(public, flags={"allow_objects": True})
+
+    @staticmethod
+    def save(cfg, filename: str):
+        """Write a configuration as yaml, callables by name, omegaconf's interpolations unresolved.
+
+        What yaml cannot hold is saved by cloudpickle in ``filename + ".pkl"`` instead, with a warning.
+        """
+        plain = deepcopy(cfg)
+        _visit_dict_config(plain, _target_to_name)
+        try:
+            container = OmegaConf.to_container(plain, resolve=False, structured_config_mode=SCMode.INSTANTIATE)
+            text = yaml.dump(container, default_flow_style=None, allow_unicode=True, width=9999)
+            yaml.unsafe_load(text)  # what cannot be read back is not saved
+        except Exception as error:
+            logging.getLogger(__name__).warning(
+                "The config cannot be written as yaml (%s); %s.pkl holds it instead.", error, filename
+            )
+            text = f"# This config cannot be written as yaml; {os.path.basename(filename)}.pkl holds it.\n{plain}\n"
+            with PathManager.open(filename + ".pkl", "wb") as file:
+                cloudpickle.dump(cfg, file)
+        with PathManager.open(filename, "w") as file:
+            file.write(text)
+
+    @staticmethod
+    def apply_overrides(cfg, overrides: list[str]):
+        """Set values from ``["a.b=1", ...]`` in place and return ``cfg``; the grammar is hydra's if it is installed.
+
+        A value that is neither a Python literal nor a yaml list is a string. ``+a.b=1`` and ``++a.b=1`` are as ``a.b=1``.
+
+        Raises:
+            KeyError: the key goes through a value that has no keys.
+            NotImplementedError: ``~a.b``, hydra's way to delete a key.
+        """
+        if any(text.startswith("~") for text in overrides):
+            raise NotImplementedError(f"Overrides cannot delete keys: {overrides}. Delete the key in the file instead.")
+        for key, value in _parse_overrides(overrides):
+            _check_path(cfg, key)
+            OmegaConf.update(cfg, key, value, merge=True)
+        return cfg
+
+    @staticmethod
+    def to_py(cfg, prefix: str = "cfg."):
+        """Show a configuration as Python-like text, for reading only; formatted if black is installed."""
+        lines = [f"{prefix}{line}" for line in _assignments(OmegaConf.to_container(cfg, resolve=True))]
+        text = "\n".join(lines) + "\n"
+        try:
+            import black
+        except ImportError:
+            return text
+        return black.format_str(text, mode=black.Mode())
+
+
+# ---- python files -------------------------------------------------------------------------------------------------
+
+
+def _run_config_file(filename: str) -> dict:
+    """The globals of a config file after it ran."""
+    with PathManager.open(filename) as file:
+        source = file.read()
+    with _patch_import():
+        variables = {"__file__": filename, "__package__": _random_package_name(filename)}
+        exec(compile(source, filename, "exec"), variables)
+    return variables
+
+
+def _random_package_name(filename: str) -> str:
+    """A package that nobody has imported yet, so that nothing is cached."""
+    return f"{_CFG_PACKAGE_NAME}.{uuid.uuid4().hex[:8]}.{os.path.basename(filename)}"
+
+
+@contextmanager
+def _patch_import():
+    """Resolve relative imports in config files by path."""
+    original = builtins.__import__
+
+    def import_from_path(name, globals=None, locals=None, fromlist=(), level=0):
+        package = (globals or {}).get("__package__") or ""
+        if level == 0 or not package.startswith(_CFG_PACKAGE_NAME):
+            return original(name, globals, locals, fromlist=fromlist, level=level)
+        filename = _file_of_relative_import(globals["__file__"], name, level)
+        spec = importlib.machinery.ModuleSpec(_random_package_name(filename), None, origin=filename)
+        module = importlib.util.module_from_spec(spec)
+        module.__file__ = filename
+        module.__package__ = spec.name
+        with PathManager.open(filename) as file:
+            exec(compile(file.read(), filename, "exec"), module.__dict__)
+        for wanted in fromlist or ():
+            if wanted in vars(module):
+                setattr(module, wanted, _cast_to_config(getattr(module, wanted)))
+        return module
+
+    builtins.__import__ = import_from_path
+    try:
+        yield
+    finally:
+        builtins.__import__ = original
+
+
+def _file_of_relative_import(importer: str, name: str, level: int) -> str:
+    folder = os.path.dirname(importer)
+    for _ in range(level - 1):
+        folder = os.path.dirname(folder)
+    place = f"'from {'.' * level}{name} import ...' in {importer}"
+    if not name:
+        raise ImportError(f"{place}: a relative import in a config file names a file, not a folder.")
+    filename = os.path.join(folder, *name.split(".")) + ".py"
+    if not PathManager.isfile(filename):
+        raise ImportError(f"{place}: the file of this relative import, {filename}, does not exist.")
+    return filename
+
+
+def _cast_to_config(obj):
+    return DictConfig(obj, flags={"allow_objects": True}) if isinstance(obj, dict) else obj
+
+
+# ---- saving, overriding, showing ----------------------------------------------------------------------------------
+
+
+def _visit_dict_config(cfg, func):
+    """Call ``func`` on every DictConfig of a tree, parents first."""
+    if isinstance(cfg, DictConfig):
+        func(cfg)
+        for value in cfg.values():
+            _visit_dict_config(value, func)
+    elif isinstance(cfg, ListConfig):
+        for value in cfg:
+            _visit_dict_config(value, func)
+
+
+def _target_to_name(node: DictConfig):
+    target = node.get("_target_")
+    if callable(target):
+        node["_target_"] = _convert_target_to_string(target)
+
+
+def _parse_overrides(overrides: list[str]):
+    """(key, value) of each override."""
+    try:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+    except ImportError:
+        return [_parse_override(text) for text in overrides]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [(item.key_or_group, item.value()) for item in parsed]
+
+
+def _parse_override(text: str):
+    key, equals, value = text.lstrip("+").partition("=")
+    if not equals:
+        raise ValueError(f"Cannot read the override {text!r}; write KEY=VALUE.")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        if value.startswith("["):
+            return key, yaml.safe_load(value)
+        return key, {"true": True, "false": False, "null": None}.get(value.lower(), value)
+
+
+def _check_path(cfg, key: str):
+    """omegaconf would replace a value by a group of keys without a word."""
+    parts = key.split(".")
+    for depth in range(1, len(parts)):
+        node = OmegaConf.select(cfg, ".".join(parts[:depth]), default=None)
+        if node is None:
+            return
+        if not OmegaConf.is_config(node):
+            raise KeyError(f"Cannot set {key!r}: {'.'.join(parts[:depth])!r} is the value {node!r} and has no keys.")
+
+
+def _assignments(cfg: dict, path: tuple[str, ...] = ()):
+    """``a.b = value`` for each leaf; a described call is a leaf."""
+    for key, value in cfg.items():
+        here = (*path, str(key))
+        if isinstance(value, abc.Mapping) and value and "_target_" not in value and all(map(str.isidentifier, value)):
+            yield from _assignments(value, here)
+        else:
+            yield f"{'.'.join(here)} = {_as_python(value)}"
+
+
+def _as_python(obj) -> str:
+    if isinstance(obj, abc.Mapping):
+        if "_target_" in obj:
+            target = obj["_target_"]
+            name = target if isinstance(target, str) else _convert_target_to_string(target)
+            name = name.removeprefix("builtins.")
+            arguments = ", ".join(f"{key}={_as_python(obj[key])}" for key in sorted(obj) if key != "_target_")
+            return f"{name}({arguments})"
+        return "{" + ", ".join(f"{key!r}: {_as_python(value)}" for key, value in obj.items()) + "}"
+    if isinstance(obj, (list, tuple)):
+        return "[" + ", ".join(map(_as_python, obj)) + "]"
+    return repr(obj)
