@@ -133,8 +133,10 @@ def _add_training(cfg: CN) -> None:
     node.OPTIMIZER = "ADAMW"  # or "SGD"
     node.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone relative to BASE_LR
     node.WEIGHT_DECAY_EMBED = 0.0
-    node.ACCUMULATE = 1  # batches whose gradients are summed into one step
+    node.ACCUMULATE = 1  # batches of IMS_PER_BATCH whose gradients are averaged into one step
     node.AMP.DTYPE = "float16"  # "float16" or "bfloat16"; acts with AMP.ENABLED
+
+    cfg.DATALOADER.TIMEOUT = 600  # seconds without a batch from the workers after which a run stops; 0: wait for ever
 
     test = cfg.TEST
     test.VALIDATION_LOSS = False  # compute the training losses on DATASETS.TEST at every EVAL_PERIOD
