@@ -1,0 +1,1 @@
+"""Datasets, their check before training, and the mapper from catalog records to model inputs."""
