@@ -1,0 +1,71 @@
+"""Masks compared at points instead of pixels (PointRend, arXiv:1912.08193; Mask2Former, arXiv:2112.01527, 3.3.3).
+
+Points are (x, y) as fractions of the canvas: (0, 0) is the outer corner of the first pixel, (1, 1) that of the last.
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sample_at(maps: Tensor, points: Tensor) -> Tensor:
+    """Bilinear values of maps at points; outside the canvas a map is zero.
+
+    Args:
+        maps: (N, C, H, W) floating point.
+        points: (N, A, B, 2): any two dimensions of points for each map.
+
+    Returns:
+        (N, C, A, B).
+    """
+    return F.grid_sample(maps, points * 2 - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+@torch.no_grad()
+def least_certain(masks: Tensor, candidates: Tensor, keep: int) -> Tensor:
+    """Of each mask's candidate points, those where its logit is nearest to zero.
+
+    Args:
+        masks: (R, H, W) logits.
+        candidates: (R, P, 2) points.
+        keep: how many to keep, at most P.
+
+    Returns:
+        (R, keep, 2), in no particular order.
+    """
+    distance = sample_at(masks[:, None], candidates[:, None])[:, 0, 0].abs_()
+    chosen = distance.topk(keep, dim=1, largest=False, sorted=False).indices
+    return candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
+
+
+def point_bce(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross entropy of each mask, averaged over its points: (R, P) logits and labels in [0, 1] -> (R,)."""
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
+
+
+def point_dice(logits: Tensor, labels: Tensor) -> Tensor:
+    """Dice loss of each mask over its points, with one added above and below: (R, P) logits and labels -> (R,)."""
+    probability = logits.sigmoid()
+    overlap = (probability * labels).sum(1)
+    return 1 - (2 * overlap + 1) / (probability.sum(1) + labels.sum(1) + 1)
+
+
+@torch.no_grad()
+def pairwise_bce_and_dice(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`point_bce` and `point_dice` of every predicted mask against every true one, without forming the pairs.
+
+    Both are linear in the label but for sums over the points, so that two matrix products do:
+    sum bce = sum softplus(x) - x . t,  and the overlap of dice = sigmoid(x) . t.
+
+    Args:
+        logits: (Q, P) of the predictions.
+        labels: (n, P) of the truth, at the same points.
+
+    Returns:
+        two tensors (Q, n).
+    """
+    # softplus from exp and log1p: both are vectorised on CPUs, the ready-made softplus is several times slower.
+    softplus = logits.abs().neg_().exp_().log1p_().add_(logits.clamp(min=0))
+    bce = (softplus.sum(1, keepdim=True) - logits @ labels.T) / logits.shape[1]
+    probability = logits.sigmoid()
+    dice = 1 - (2 * (probability @ labels.T) + 1) / (probability.sum(1, keepdim=True) + labels.sum(1) + 1)
+    return bce, dice
