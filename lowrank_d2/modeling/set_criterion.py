@@ -1,0 +1,277 @@
+"""The losses of Mask DINO (arXiv:2206.02777): class, box and point-sampled mask losses, matched and denoising."""
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from detectron2.data import MetadataCatalog
+from fvcore.nn import sigmoid_focal_loss
+from torch import Tensor
+
+from lowrank_d2.layers.boxes import cxcywh_to_xyxy, giou
+from lowrank_d2.layers.draws import Draws
+from lowrank_d2.layers.points import least_certain, point_bce, point_dice, sample_at
+from lowrank_d2.modeling.denoising import DenoisingLayout
+from lowrank_d2.modeling.matcher import HungarianMatcher, Pairs
+from lowrank_d2.modeling.predictions import Prediction, Predictions, Target
+
+CLASS_LOSSES, BOX_LOSSES, MASK_LOSSES = ("loss_ce",), ("loss_bbox", "loss_giou"), ("loss_mask", "loss_dice")
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What all losses of a step share: the truth and the mask features (M, H/4, W/4) of every image, and the draws."""
+
+    targets: Sequence[Target]
+    features: Sequence[Tensor]
+    draws: Draws
+
+
+class SetCriterion:
+    """Compares predictions with the ground truth.
+
+    Args:
+        num_classes: classes without "no object".
+        matcher: pairs predictions with instances.
+        weights: by loss name without suffix, the same for every prediction set.
+        num_points: points per mask.
+        oversample_ratio: candidates per point.
+        importance_ratio: share of the points that is chosen from the candidates by uncertainty; the rest is random.
+        denoising: "no", "standard" (class and box losses) or "seg" (mask losses too).
+        deep_supervision: losses on the earlier layers' predictions too.
+        box_loss: box losses on matched predictions; the denoising part always has them.
+        class_loss: "focal" or "cross_entropy"; the latter expects num_classes + 1 logits, "no object" last.
+        no_object_weight: weight of "no object" in the cross entropy.
+        box_labels: instances of other labels have no box losses; None: all have.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        matcher: HungarianMatcher,
+        weights: dict[str, float],
+        num_points: int,
+        oversample_ratio: float = 3.0,
+        importance_ratio: float = 0.75,
+        denoising: str = "seg",
+        deep_supervision: bool = True,
+        box_loss: bool = True,
+        class_loss: str = "focal",
+        no_object_weight: float = 0.1,
+        box_labels: Optional[Collection[int]] = None,
+    ):
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.weights = weights
+        self.num_points = num_points
+        self.num_candidates = int(oversample_ratio * num_points)
+        self.num_least_certain = int(importance_ratio * num_points)
+        self.denoising = denoising
+        self.deep_supervision = deep_supervision
+        self.box_loss = box_loss
+        self.class_loss = {"focal": self._focal, "cross_entropy": self._cross_entropy}[class_loss]
+        self.no_object_weight = no_object_weight
+        self.box_labels = box_labels
+
+    @classmethod
+    def from_config(cls, cfg) -> "SetCriterion":
+        """The criterion that MODEL.MaskDINO describes."""
+        node, tasks = cfg.MODEL.MaskDINO, cfg.MODEL.MaskDINO.TEST
+        cross_entropy = tasks.SEMANTIC_ON and node.SEMANTIC_CE_LOSS and not tasks.PANOPTIC_ON
+        return cls(
+            num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            matcher=HungarianMatcher(
+                cost_class=node.COST_CLASS_WEIGHT,
+                cost_box=node.COST_BOX_WEIGHT,
+                cost_giou=node.COST_GIOU_WEIGHT,
+                cost_mask=node.COST_MASK_WEIGHT,
+                cost_dice=node.COST_DICE_WEIGHT,
+                num_points=node.TRAIN_NUM_POINTS,
+            ),
+            weights={
+                "loss_ce": node.CLASS_WEIGHT,
+                "loss_mask": node.MASK_WEIGHT,
+                "loss_dice": node.DICE_WEIGHT,
+                "loss_bbox": node.BOX_WEIGHT,
+                "loss_giou": node.GIOU_WEIGHT,
+            },
+            num_points=node.TRAIN_NUM_POINTS,
+            oversample_ratio=node.OVERSAMPLE_RATIO,
+            importance_ratio=node.IMPORTANCE_SAMPLE_RATIO,
+            denoising=node.DN,
+            deep_supervision=node.DEEP_SUPERVISION,
+            box_loss=node.BOX_LOSS,
+            class_loss="cross_entropy" if cross_entropy else "focal",
+            no_object_weight=node.NO_OBJECT_WEIGHT,
+            box_labels=_box_labels(cfg),
+        )
+
+    def __call__(
+        self, predictions: Predictions, targets: Sequence[Target], layout: Optional[DenoisingLayout], draws: Draws
+    ) -> dict[str, Tensor]:
+        """The weighted losses of a step, in float32 also under autocast.
+
+        Args:
+            predictions: of N images.
+            targets: one per image.
+            layout: where the denoising queries stand; None in a step without them.
+            draws: source of the points.
+
+        Returns:
+            scalars under Mask DINO's names: "loss_ce", "loss_ce_0", "loss_ce_interm", "loss_ce_dn", "loss_ce_dn_0" and so
+            on. Denoising losses are zeros when there is no layout.
+
+        Raises:
+            ValueError: when a matching cost is not a number.
+        """
+        with torch.autocast(predictions.mask_features.device.type, enabled=False):
+            # One view per image, taken once: selecting anew would give every use a gradient of the whole batch's size.
+            step = _Step(targets, predictions.mask_features.float().unbind(), draws)
+            num = self._num_targets(targets, predictions.mask_features.device)
+            sets = dict(self._matched_sets(predictions))
+            named = {_purpose(suffix): prediction for suffix, prediction in sets.items()}
+            pairs = self.matcher(named, targets, predictions.mask_features, draws)
+            losses = {}
+            for suffix, prediction in sets.items():
+                own = pairs[_purpose(suffix)]
+                losses |= self._losses(step, suffix, prediction, own, num, boxes=self.box_loss, masks=True)
+            if self.denoising != "no":
+                losses |= self._denoising_losses(step, predictions, layout, num)
+            return losses
+
+    def _matched_sets(self, predictions: Predictions) -> Iterator[tuple[str, Prediction]]:
+        """Suffix and prediction of everything that is matched."""
+        yield "", predictions.last
+        if self.deep_supervision:
+            for i, prediction in enumerate(predictions.aux):
+                yield f"_{i}", prediction
+        if predictions.interm is not None:
+            yield "_interm", predictions.interm
+
+    def _denoising_losses(
+        self, step: _Step, predictions: Predictions, layout: Optional[DenoisingLayout], num: Tensor
+    ) -> dict[str, Tensor]:
+        # Without two stages the first prediction has no denoising losses, as upstream.
+        first = 0 if predictions.interm is not None else 1
+        layers = range(first, len(predictions.aux)) if self.deep_supervision else ()
+        suffixes = ["_dn", *(f"_dn_{i}" for i in layers)]
+        masks = self.denoising == "seg"
+        if layout is None:
+            names = CLASS_LOSSES + BOX_LOSSES + (MASK_LOSSES if masks else ())
+            return {name + suffix: num.new_zeros(()) for suffix in suffixes for name in names}
+        pairs = [layout.pairs(image, num.device) for image in range(len(step.targets))]
+        losses = {}
+        for suffix, prediction in zip(suffixes, (predictions.dn_last, *(predictions.dn_aux[i] for i in layers))):
+            losses |= self._losses(step, suffix, prediction, pairs, num * layout.groups, boxes=True, masks=masks)
+        return losses
+
+    def _losses(
+        self,
+        step: _Step,
+        suffix: str,
+        prediction: Prediction,
+        pairs: Sequence[Pairs],
+        num: Tensor,
+        *,
+        boxes: bool,
+        masks: bool,
+    ) -> dict[str, Tensor]:
+        """The weighted losses of one prediction set whose assignment is known."""
+        values = {"loss_ce": self._class_loss(step, prediction, pairs, num)}
+        if boxes:
+            values["loss_bbox"], values["loss_giou"] = self._box_losses(step, prediction, pairs, num)
+        if masks:
+            values["loss_mask"], values["loss_dice"] = self._mask_losses(step, _purpose(suffix), prediction, pairs, num)
+        return {name + suffix: self.weights[name] * value for name, value in values.items()}
+
+    def _class_loss(self, step: _Step, prediction: Prediction, pairs: Sequence[Pairs], num: Tensor) -> Tensor:
+        logits = prediction.logits.float()
+        labels = torch.full(logits.shape[:2], self.num_classes, device=logits.device)
+        for row, pair, target in zip(labels, pairs, step.targets):
+            row[pair.queries] = target.labels[pair.targets]
+        return self.class_loss(logits, labels, num)
+
+    def _focal(self, logits: Tensor, labels: Tensor, num: Tensor) -> Tensor:
+        # "No object" is a row of zeros, unless there is a logit for it, which is then trained as a class (quirk Q11).
+        columns = torch.arange(logits.shape[-1], device=logits.device)
+        one_hot = (labels[..., None] == columns).to(logits.dtype)
+        return sigmoid_focal_loss(logits, one_hot, alpha=0.25, gamma=2.0, reduction="sum") / num
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, num: Tensor) -> Tensor:
+        weight = logits.new_ones(self.num_classes + 1)
+        weight[-1] = self.no_object_weight
+        return F.cross_entropy(logits.transpose(1, 2), labels, weight)
+
+    def _box_losses(
+        self, step: _Step, prediction: Prediction, pairs: Sequence[Pairs], num: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """L1 distance of cxcywh, and one minus GIoU; summed over the pairs, divided by `num`."""
+        predicted = torch.cat([boxes[pair.queries] for boxes, pair in zip(prediction.boxes.float(), pairs)])
+        true = torch.cat([target.boxes[pair.targets] for target, pair in zip(step.targets, pairs)])
+        if self.box_labels is not None:
+            labels = torch.cat([target.labels[pair.targets] for target, pair in zip(step.targets, pairs)])
+            kept = torch.isin(labels, torch.tensor(sorted(self.box_labels), device=labels.device))
+            predicted, true = predicted[kept], true[kept]
+        overlap = giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))
+        return F.l1_loss(predicted, true, reduction="sum") / num, (1 - overlap).sum() / num
+
+    def _mask_losses(
+        self, step: _Step, name: str, prediction: Prediction, pairs: Sequence[Pairs], num: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cross entropy and dice at the least certain and some random points; summed over the pairs, over `num`."""
+        counts = [len(pair.queries) for pair in pairs]
+        shape = (sum(counts), self.num_candidates, 2)
+        candidates = step.draws.uniform(f"loss/{name}/oversampled_coords", shape, num.device)
+        shape = (sum(counts), self.num_points - self.num_least_certain, 2)
+        random = step.draws.uniform(f"loss/{name}/random_coords", shape, num.device)
+        bce, dice = [], []
+        images = zip(prediction.mask_embed.float(), step.features, pairs, step.targets)
+        drawn = zip(candidates.split(counts), random.split(counts))
+        for (embed, features, pair, target), (own_candidates, own_random) in zip(images, drawn):
+            masks = torch.einsum("rm,mhw->rhw", embed[pair.queries], features)
+            points = torch.cat((least_certain(masks, own_candidates, self.num_least_certain), own_random), dim=1)
+            logits = sample_at(masks[:, None], points[:, None])[:, 0, 0]
+            labels = _true_labels(target.masks, pair, points)
+            bce.append(point_bce(logits, labels))
+            dice.append(point_dice(logits, labels))
+        return torch.cat(bce).sum() / num, torch.cat(dice).sum() / num
+
+    @staticmethod
+    def _num_targets(targets: Sequence[Target], device: torch.device) -> Tensor:
+        """Instances of a batch, averaged over the processes; at least one."""
+        num = torch.tensor(float(sum(len(target.labels) for target in targets)), device=device)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(num)
+            num /= dist.get_world_size()
+        return num.clamp(min=1)
+
+
+def _purpose(suffix: str) -> str:
+    """How the draws call a prediction set: "" is "layer_last", "_3" "layer_3", "_dn_3" "dn_layer_3"."""
+    if suffix == "_interm":
+        return "interm"
+    prefix, layer = ("dn_", suffix[4:]) if suffix.startswith("_dn") else ("", suffix[1:])
+    return f"{prefix}layer_{layer or 'last'}"
+
+
+def _true_labels(masks: Tensor, pair: Pairs, points: Tensor) -> Tensor:
+    """Values of the paired true masks (bool) at each pair's own points: (R, P, 2) -> (R, P).
+
+    Each mask is sampled once at the points of all groups; a mask per pair would copy every mask for every group.
+    """
+    instances = len(pair.targets) // pair.groups
+    masks = masks[pair.targets[:instances], None].float()
+    by_instance = points.unflatten(0, (pair.groups, instances)).transpose(0, 1)
+    return sample_at(masks, by_instance)[:, 0].transpose(0, 1).flatten(0, 1)
+
+
+def _box_labels(cfg) -> Optional[Collection[int]]:
+    node = cfg.MODEL.MaskDINO
+    if not node.PANO_BOX_LOSS:
+        return None
+    if node.FIX.PANO_THINGS:
+        return MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_dataset_id_to_contiguous_id.values()
+    return range(80)  # COCO's things, whatever the dataset: as upstream (quirk Q15)
