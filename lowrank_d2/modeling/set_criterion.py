@@ -121,8 +121,8 @@ class SetCriterion:
             draws: source of the points.
 
         Returns:
-            scalars under Mask DINO's names: "loss_ce", "loss_ce_0", "loss_ce_interm", "loss_ce_dn", "loss_ce_dn_0" and so
-            on. Denoising losses are zeros when there is no layout.
+            scalars by Mask DINO's names: "loss_ce", "loss_ce_0", "loss_ce_interm", "loss_ce_dn", "loss_ce_dn_0" and so on.
+            Denoising losses are zeros when there is no layout.
 
         Raises:
             ValueError: when a matching cost is not a number.

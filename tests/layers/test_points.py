@@ -1,0 +1,46 @@
+import torch
+import torch.nn.functional as F
+
+from lowrank_d2.layers.points import least_certain, pairwise_bce_and_dice, point_bce, point_dice, sample_at
+
+
+def test_samples_are_bilinear_between_pixel_centers_and_zero_outside():
+    maps = torch.tensor([[1.0, 3.0], [5.0, 7.0]])[None, None]
+    points = torch.tensor([[0.25, 0.25], [0.5, 0.25], [0.5, 0.5], [0.75, 0.75], [0.0, 0.25]])
+    # (0, 0.25) lies half a pixel left of the first center: half of it is outside.
+    assert sample_at(maps, points[None, None]).flatten().tolist() == [1.0, 2.0, 4.0, 7.0, 0.5]
+
+
+def test_sampling_commutes_with_the_product_of_embedding_and_features():
+    torch.manual_seed(0)
+    embed, features, points = torch.randn(6, 8), torch.randn(1, 8, 5, 7), torch.rand(1, 1, 40, 2)
+    masks = torch.einsum("qm,nmhw->nqhw", embed, features)
+    torch.testing.assert_close(embed @ sample_at(features, points)[0, :, 0], sample_at(masks, points)[0, :, 0])
+
+
+def test_least_certain_keeps_the_smallest_logits_of_each_mask():
+    torch.manual_seed(0)
+    masks, candidates = torch.randn(3, 4, 6, requires_grad=True), torch.rand(3, 50, 2)
+    chosen = least_certain(masks, candidates, 20)
+    logits = sample_at(masks[:, None], candidates[:, None])[:, 0, 0].abs()
+    kept = sample_at(masks[:, None], chosen[:, None])[:, 0, 0].abs()
+    assert not chosen.requires_grad
+    torch.testing.assert_close(kept.sort(1).values, logits.sort(1).values[:, :20])
+
+
+def test_pairwise_losses_equal_those_of_the_formed_pairs():
+    torch.manual_seed(0)
+    logits, labels = 10 * torch.randn(5, 30), torch.rand(3, 30)
+    logits[0, 0], logits[0, 1] = 200.0, -200.0
+    bce, dice = pairwise_bce_and_dice(logits, labels)
+    for q in range(5):
+        repeated = logits[q].expand(3, -1)
+        expected = F.binary_cross_entropy_with_logits(repeated, labels, reduction="none").mean(1)
+        torch.testing.assert_close(bce[q], expected)
+        torch.testing.assert_close(bce[q], point_bce(repeated, labels))
+        torch.testing.assert_close(dice[q], point_dice(repeated, labels))
+
+
+def test_dice_of_known_masks():
+    logits, labels = torch.tensor([[50.0, 50.0, -50.0, -50.0]]), torch.tensor([[1.0, 0.0, 1.0, 0.0]])
+    torch.testing.assert_close(point_dice(logits, labels), torch.tensor([1 - 3 / 5]))
