@@ -1,0 +1,116 @@
+"""The two global phone books: what a dataset's records are, and what is known about it besides.
+
+`DatasetCatalog` maps a name to a function that returns the records; `MetadataCatalog` maps the same name to the things
+that all records share (class names, colours, where the json lies).
+"""
+from __future__ import annotations
+
+import logging
+import types
+from collections import UserDict
+from typing import Any, Callable
+
+from detectron2.utils.logger import log_first_n
+
+__all__ = ["DatasetCatalog", "MetadataCatalog", "Metadata"]
+
+
+class _DatasetCatalog(UserDict):
+    """Name -> function without arguments. The function runs at every `get`, so registration itself costs nothing."""
+
+    def register(self, name: str, func: Callable[[], Any]) -> None:
+        """Remember `func`, which returns the records (a list of dicts, or a torch Dataset), under a new name."""
+        assert callable(func), f"DatasetCatalog.register('{name}', ...) needs a function, got {type(func).__name__}."
+        assert name not in self, f"The dataset '{name}' is registered already; remove() it first or choose another name."
+        self[name] = func
+
+    def get(self, name: str) -> Any:
+        """Call the function registered for `name` and return what it gives."""
+        if name not in self:
+            raise KeyError(f"No dataset '{name}' is registered. Registered are: {', '.join(self) or 'none'}.")
+        return self[name]()
+
+    def list(self) -> list[str]:
+        """All registered names."""
+        return list(self.keys())
+
+    def remove(self, name: str) -> None:
+        """Forget a name. Its metadata stays."""
+        self.pop(name)
+
+    def __str__(self) -> str:
+        return f"DatasetCatalog(registered datasets: {', '.join(self)})"
+
+    __repr__ = __str__
+
+
+class Metadata(types.SimpleNamespace):
+    """Write-once attributes of one dataset: an attribute may be set again only to an equal value."""
+
+    name: str = "N/A"
+
+    # Spellings of before 2019, answered with a hint.
+    _RENAMED = {
+        "class_names": "thing_classes",
+        "stuff_class_names": "stuff_classes",
+        "dataset_id_to_contiguous_id": "thing_dataset_id_to_contiguous_id",
+    }
+
+    def __getattr__(self, key: str) -> Any:
+        if key in self._RENAMED:
+            new = self._RENAMED[key]
+            log_first_n(logging.WARNING, f"Metadata '{key}' is now called '{new}'.", n=10)
+            return getattr(self, new)
+        if key.startswith("__"):  # what pickle and copy probe for is no mistake of the user's
+            raise AttributeError(key)
+        known = ", ".join(self.__dict__) or "nothing"
+        raise AttributeError(f"The metadata of '{self.name}' has no '{key}'; it has {known}.")
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        key = self._RENAMED.get(key, key)
+        if key in self.__dict__:
+            old = self.__dict__[key]
+            assert old == value, f"'{key}' of dataset '{self.name}' is {old!r} and cannot become {value!r}."
+        super().__setattr__(key, value)
+
+    def set(self, **kwargs: Any) -> "Metadata":
+        """Set several attributes; returns self, so that calls can be chained."""
+        for key, value in kwargs.items():
+            setattr(self, key, value)
+        return self
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The attribute, or `default` where it is missing."""
+        return getattr(self, key, default)
+
+    def as_dict(self) -> dict[str, Any]:
+        """A shallow copy of all attributes; changing it changes nothing here."""
+        return dict(self.__dict__)
+
+
+class _MetadataCatalog(UserDict):
+    """Name -> `Metadata`, made on first use."""
+
+    def get(self, name: str) -> Metadata:
+        """The one Metadata object of `name`, for whoever asks."""
+        assert name, "A dataset's name must not be empty."
+        if name not in self:
+            self[name] = Metadata(name=name)
+        return self[name]
+
+    def list(self) -> list[str]:
+        """All names that have metadata."""
+        return list(self.keys())
+
+    def remove(self, name: str) -> None:
+        """Forget the metadata of a name."""
+        self.pop(name)
+
+    def __str__(self) -> str:
+        return f"MetadataCatalog(registered metadata: {', '.join(self)})"
+
+    __repr__ = __str__
+
+
+DatasetCatalog = _DatasetCatalog()
+MetadataCatalog = _MetadataCatalog()
