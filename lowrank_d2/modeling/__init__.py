@@ -1,0 +1,1 @@
+"""Models; importing `lowrank_d2` registers them with Detectron2."""

@@ -1,0 +1,64 @@
+"""The configuration keys of the paper authors' fork, translated to MODEL.PEFT."""
+from detectron2.config import CfgNode
+
+from lowrank_d2.errors import ConfigError
+
+ADAPTER_MODULES = frozenset(
+    {"pixel_decoder_self_attention_adapter", "decoder_self_attn_adapter", "decoder_cross_attn_adapter"}
+)
+# What is left of SOLVER.IGNORE_FIX (names that train) without the adapters' own -> MODEL.PEFT.TRAIN.
+TRAIN_OF_NAMES = {
+    frozenset({"mask_embed", "class_embed", "bbox_embed"}): "embeddings",
+    frozenset({"predictor"}): "decoder",
+    frozenset({"sem_seg_head"}): "full_head",
+    frozenset({"sem_seg_head", "backbone"}): "all",
+}
+
+
+def translate_fork(cfg: CfgNode) -> CfgNode:
+    """Replaces the fork's keys (USE_ADAPTERS, ADAPTER_*, SOLVER.IGNORE_FIX) by MODEL.PEFT's.
+
+    Returns:
+        `cfg` itself where none of them is used, else a translated copy.
+
+    Raises:
+        ConfigError: USE_LORA, or a set of trained names that no MODEL.PEFT.TRAIN stands for.
+    """
+    if cfg.USE_LORA:
+        raise ConfigError(
+            "USE_LORA True asks for the fork's LoRA, in which q, k and v of the decoder's self-attention share one pair of "
+            "matrices: another function than the paper's. Set USE_LORA False and MODEL.PEFT.METHODS ['lora'] with "
+            f"MODEL.PEFT.LORA.RANK {cfg.LORA_RANK} and MODEL.PEFT.LORA.ALPHA {float(cfg.LORA_ALPHA)} to train the recipe anew."
+        )
+    names = frozenset(cfg.SOLVER.IGNORE_FIX) - ADAPTER_MODULES
+    if not cfg.USE_ADAPTERS and not names:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    peft = cfg.MODEL.PEFT
+    if cfg.USE_ADAPTERS:
+        peft.METHODS = ["adapter"]
+        peft.ADAPTER.REPEATS = cfg.ADAPTER_NUM
+        peft.ADAPTER.REDUCTION = cfg.ADAPTER_REDUCTION
+        peft.ADAPTER.RESIDUAL = "kappa+lambda"
+        peft.ADAPTER.INIT = "xavier"
+    peft.TRAIN = _train(names, cfg.SOLVER.IGNORE_FIX)
+    peft.TRAIN_LABEL_EMBEDDING = "label_enc" in names or peft.TRAIN in ("decoder", "full_head", "all")
+    cfg.USE_ADAPTERS = False
+    cfg.SOLVER.IGNORE_FIX = []
+    cfg.freeze()
+    return cfg
+
+
+def _train(names: frozenset[str], written: list[str]) -> str:
+    rest = names - {"label_enc"}
+    if not rest:
+        return "none"
+    if rest in TRAIN_OF_NAMES:
+        return TRAIN_OF_NAMES[rest]
+    nearest = max(TRAIN_OF_NAMES, key=lambda known: len(known & rest) - len(known ^ rest))
+    raise ConfigError(
+        f"SOLVER.IGNORE_FIX {list(written)} trains a part of the model that MODEL.PEFT.TRAIN has no word for. "
+        f"The nearest is {sorted(nearest)}, which is MODEL.PEFT.TRAIN '{TRAIN_OF_NAMES[nearest]}': write that instead, "
+        "and leave SOLVER.IGNORE_FIX []."
+    )
