@@ -1,0 +1,205 @@
+"""Normalisation layers: frozen, synchronised, alternating, channels first, and choosing one by name."""
+import torch
+from fvcore.nn.distributed import differentiable_all_reduce
+from torch import nn
+from torch.nn import functional as F
+
+from detectron2.utils import comm
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation with fixed statistics and a fixed affine map: ``y = (x - mean) / sqrt(var + eps) * w + b``.
+
+    All four are buffers, so no optimizer finds them. Freshly made it is the identity.
+    """
+
+    _version = 3  # of the state dict; before 2 the statistics were folded into weight and bias
+
+    def __init__(self, num_features, eps=1e-5):
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features) - eps)
+
+    def forward(self, x):
+        if not x.requires_grad:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
+        # The fused kernel would keep more for the backward pass than this one multiplication.
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
+        if local_metadata.get("version", None) is None or local_metadata["version"] < 2:
+            state_dict.setdefault(prefix + "running_mean", torch.zeros_like(self.running_mean))
+            state_dict.setdefault(prefix + "running_var", torch.ones_like(self.running_var))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def extra_repr(self):
+        return f"num_features={self.num_features}, eps={self.eps}"
+
+    @classmethod
+    def convert_frozen_batchnorm(cls, module):
+        """Replace every BatchNorm2d and SyncBatchNorm in ``module`` by a frozen one with the same numbers.
+
+        Returns:
+            nn.Module: ``module``, changed in place, or the new layer if it is itself to be replaced.
+        """
+        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+            frozen = cls(module.num_features, module.eps)
+            if module.affine:
+                frozen.weight.data = module.weight.detach().clone()
+                frozen.bias.data = module.bias.detach().clone()
+            frozen.running_mean.data = module.running_mean.data
+            frozen.running_var.data = module.running_var.data
+            frozen.register_buffer("num_batches_tracked", module.num_batches_tracked)  # keeps the keys of checkpoints
+            frozen.train(module.training)
+            return frozen
+        return _replace_children(module, cls.convert_frozen_batchnorm)
+
+    @classmethod
+    def convert_frozenbatchnorm2d_to_batchnorm2d(cls, module: nn.Module) -> nn.Module:
+        """Replace every frozen layer in ``module`` by a trainable BatchNorm2d with the same numbers.
+
+        Returns:
+            nn.Module: ``module``, changed in place, or the new layer if it is itself to be replaced.
+        """
+        if isinstance(module, FrozenBatchNorm2d):
+            thawed = nn.BatchNorm2d(module.num_features, module.eps)
+            with torch.no_grad():
+                thawed.weight.copy_(module.weight)
+                thawed.bias.copy_(module.bias)
+                thawed.running_mean.copy_(module.running_mean)
+                thawed.running_var.copy_(module.running_var)
+            thawed.train(module.training)
+            return thawed.to(module.weight.device)
+        return _replace_children(module, cls.convert_frozenbatchnorm2d_to_batchnorm2d)
+
+
+def _replace_children(module, convert):
+    for name, child in module.named_children():
+        converted = convert(child)
+        if converted is not child:
+            module.add_module(name, converted)
+    return module
+
+
+class NaiveSyncBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation whose statistics are averaged over all processes, written with plain collectives.
+
+    ``stats_mode`` "" weighs every process equally; "N" weighs it by its batch, which may then differ between
+    processes and be empty.
+    """
+
+    def __init__(self, *args, stats_mode="", **kwargs):
+        super().__init__(*args, **kwargs)
+        assert stats_mode in ("", "N"), f"stats_mode is '' or 'N', not {stats_mode!r}."
+        self._stats_mode = stats_mode
+
+    def forward(self, input):
+        if comm.get_world_size() == 1 or not self.training:
+            return super().forward(input)
+        batch = input.shape[0]
+        x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+        if batch == 0:
+            assert self._stats_mode == "N", "An empty batch needs stats_mode 'N' (norm 'naiveSyncBN_N')."
+            moments = x.new_zeros(2 * x.shape[1]) + x.sum() * 0  # keeps this process in the backward pass
+        else:
+            moments = torch.cat([x.mean(dim=[0, 2, 3]), (x * x).mean(dim=[0, 2, 3])])
+
+        weight = x.new_tensor([float(batch)]) if self._stats_mode == "N" else x.new_ones(1)
+        total = differentiable_all_reduce(torch.cat([moments * weight, weight]))
+        mean, mean_square = (total[:-1] / total[-1].clamp(min=1)).chunk(2)
+        var = mean_square - mean * mean
+        if total[-1] > 0:
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var, self.momentum)
+
+        scale = self.weight * (var + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        out = x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+        return out.to(input.dtype)
+
+
+class CycleBatchNormList(nn.ModuleList):
+    """Several batch normalisations that take turns and share one affine map.
+
+    For a head that sees the levels of a pyramid one after another: each level gets statistics of its own.
+    """
+
+    def __init__(self, length: int, bn_class=nn.BatchNorm2d, **kwargs):
+        """
+        Args:
+            length: the number of turns.
+            bn_class: the layer; made with ``kwargs``, which holds ``num_features``.
+        """
+        self._affine = kwargs.pop("affine", True)
+        super().__init__([bn_class(**kwargs, affine=False) for _ in range(length)])
+        if self._affine:
+            channels = self[0].num_features
+            self.weight = nn.Parameter(torch.ones(channels))
+            self.bias = nn.Parameter(torch.zeros(channels))
+        self._pos = 0
+
+    def forward(self, x):
+        normalised = self[self._pos](x)
+        self._pos = (self._pos + 1) % len(self)
+        if self._affine:
+            normalised = normalised * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        return normalised
+
+    def extra_repr(self):
+        return f"affine={self._affine}"
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the channels of an (N, C, H, W) tensor."""
+
+    def __init__(self, normalized_shape, eps=1e-6):
+        super().__init__()
+        self.normalized_shape = (normalized_shape,)
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(normalized_shape))
+        self.bias = nn.Parameter(torch.zeros(normalized_shape))
+
+    def forward(self, x):
+        var, mean = torch.var_mean(x, dim=1, keepdim=True, correction=0)
+        normalised = (x - mean) / torch.sqrt(var + self.eps)
+        return normalised * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+_NORMS = {
+    "BN": nn.BatchNorm2d,
+    "SyncBN": nn.SyncBatchNorm,
+    "nnSyncBN": nn.SyncBatchNorm,
+    "naiveSyncBN": NaiveSyncBatchNorm,
+    "naiveSyncBN_N": lambda channels: NaiveSyncBatchNorm(channels, stats_mode="N"),
+    "FrozenBN": FrozenBatchNorm2d,
+    "GN": lambda channels: nn.GroupNorm(32, channels),
+    "LN": LayerNorm,
+}
+
+
+def get_norm(norm, out_channels):
+    """A normalisation layer for ``out_channels`` channels, or None.
+
+    Args:
+        norm (str, callable or None): "" and None give no layer; a callable is called with ``out_channels``; else one
+            of BN, SyncBN, FrozenBN, GN (32 groups), nnSyncBN, naiveSyncBN, naiveSyncBN_N, LN.
+
+    Raises:
+        KeyError: another name.
+    """
+    if norm is None or norm == "":
+        return None
+    return (_NORMS[norm] if isinstance(norm, str) else norm)(out_channels)

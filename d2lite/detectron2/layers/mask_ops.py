@@ -1,0 +1,110 @@
+"""From masks inside boxes to masks of the image."""
+import torch
+from torch.nn import functional as F
+
+__all__ = ["paste_masks_in_image"]
+
+BYTES_PER_FLOAT = 4
+GPU_MEM_LIMIT = 1024**3  # bytes that pasting on a GPU may take at a time
+
+
+def paste_masks_in_image(
+    masks: torch.Tensor, boxes, image_shape: tuple[int, int], threshold: float = 0.5
+) -> torch.Tensor:
+    """Stretch square masks over their boxes: each pixel of the image reads the mask at its centre, bilinearly.
+
+    Args:
+        masks: (N, M, M) probabilities.
+        boxes (Boxes or Tensor): (N, 4) in pixels.
+        image_shape: (height, width).
+        threshold: inside from this value on; negative returns the values instead.
+
+    Returns:
+        bool (N, height, width); uint8 0..255 for a negative threshold, and if there are no masks.
+    """
+    assert masks.shape[-1] == masks.shape[-2], f"Masks are (N, M, M) squares, not {tuple(masks.shape)}."
+    height, width = (int(side) for side in image_shape)
+    count = len(masks)
+    if count == 0:
+        return masks.new_empty((0, height, width), dtype=torch.uint8)
+    boxes = boxes if isinstance(boxes, torch.Tensor) else boxes.tensor
+    assert len(boxes) == count, f"{len(boxes)} boxes for {count} masks."
+
+    # A CPU gains by touching only the pixels around one box, a GPU by many masks at a time.
+    on_cpu = masks.device.type == "cpu"
+    at_a_time = 1 if on_cpu else max(GPU_MEM_LIMIT // (height * width * BYTES_PER_FLOAT), 1)
+    dtype = torch.bool if threshold >= 0 else torch.uint8
+    pasted = torch.zeros(count, height, width, dtype=dtype, device=masks.device)
+    for index in torch.arange(count, device=masks.device).split(at_a_time):
+        values, region = _do_paste_mask(masks[index, None], boxes[index], height, width, skip_empty=on_cpu)
+        pasted[(index, *region)] = values >= threshold if threshold >= 0 else (values * 255).to(torch.uint8)
+    return pasted
+
+
+def _do_paste_mask(masks: torch.Tensor, boxes: torch.Tensor, img_h: int, img_w: int, skip_empty: bool = True):
+    """Paste without a threshold.
+
+    Args:
+        masks: (N, 1, M, M).
+        boxes: (N, 4).
+        skip_empty: only compute the rectangle that holds all boxes and a pixel around it.
+
+    Returns:
+        (N, h, w) values; the (rows, columns) slices of the image that they are, () for all of it.
+    """
+    x_start, y_start, x_end, y_end = 0, 0, img_w, img_h
+    if skip_empty:
+        x_start, y_start = (boxes[:, :2].amin(dim=0).floor() - 1).clamp(min=0).int().tolist()
+        x_end = min(int(boxes[:, 2].amax().ceil()) + 1, img_w)
+        y_end = min(int(boxes[:, 3].amax().ceil()) + 1, img_h)
+    x = torch.arange(x_start, x_end, device=masks.device, dtype=torch.float32) + 0.5
+    y = torch.arange(y_start, y_end, device=masks.device, dtype=torch.float32) + 0.5
+    x0, y0, x1, y1 = boxes.float().split(1, dim=1)
+    x = (x - x0) / (x1 - x0) * 2 - 1
+    y = (y - y0) / (y1 - y0) * 2 - 1
+    # A box without width has its one column of samples at plus or minus infinity; 0 reads the mask's middle.
+    x, y = (torch.where(axis.isinf(), 0, axis) for axis in (x, y))
+
+    grid = torch.stack(
+        [x[:, None, :].expand(-1, y.shape[1], -1), y[:, :, None].expand(-1, -1, x.shape[1])], dim=-1
+    )
+    source = masks if masks.is_floating_point() else masks.float()
+    values = F.grid_sample(source, grid.to(source.dtype), align_corners=False)[:, 0]
+    return values, ((slice(y_start, y_end), slice(x_start, x_end)) if skip_empty else ())
+
+
+def pad_masks(masks, padding):
+    """Put ``padding`` zero pixels around (N, M, M) masks.
+
+    Returns:
+        the padded masks, and by what factor they grew.
+    """
+    size = masks.shape[-1]
+    padded = F.pad(masks, (padding,) * 4)
+    return padded, float(size + 2 * padding) / size
+
+
+def scale_boxes(boxes, scale):
+    """(N, 4) boxes with sides times ``scale``, about their centres."""
+    centers, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * scale
+    return torch.cat([centers - half, centers + half], dim=1)
+
+
+def paste_mask_in_image_old(mask, box, img_h, img_w, threshold):
+    """Paste one mask as Detectron 1 did, resizing it to whole pixels; less exact, kept for comparisons.
+
+    Args:
+        mask: (M, M); box: (4,).
+
+    Returns:
+        uint8 (img_h, img_w)
+    """
+    x0, y0, x1, y1 = box.int().tolist()
+    size = (max(y1 - y0 + 1, 1), max(x1 - x0 + 1, 1))
+    resized = F.interpolate(mask[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0]
+    resized = (resized > threshold).to(torch.uint8) if threshold >= 0 else (resized * 255).to(torch.uint8)
+    image = torch.zeros(img_h, img_w, dtype=torch.uint8)
+    left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1 + 1, img_w), min(y1 + 1, img_h)
+    if right > left and bottom > top:
+        image[top:bottom, left:right] = resized[top - y0 : bottom - y0, left - x0 : right - x0]
+    return image

@@ -1,0 +1,221 @@
+"""Axis-aligned boxes: how they are written, a container for those of one image, and how they overlap."""
+from collections.abc import Iterator
+from enum import IntEnum, unique
+
+import numpy as np
+import torch
+
+
+@unique
+class BoxMode(IntEnum):
+    """How the numbers of a box are meant. ABS is in pixels, REL in fractions of the image; angles are in degrees,
+    counter-clockwise."""
+
+    XYXY_ABS = 0
+    XYWH_ABS = 1
+    XYXY_REL = 2
+    XYWH_REL = 3
+    XYWHA_ABS = 4  # centre, size, angle
+
+    @staticmethod
+    def convert(box, from_mode: "BoxMode", to_mode: "BoxMode"):
+        """Rewrite one box or many.
+
+        Args:
+            box: list or tuple of 4 or 5 numbers, or an (N, 4) or (N, 5) array or tensor. A list or tuple of floats
+                passes through float32.
+
+        Returns:
+            the same type and dtype; ``box`` itself if the modes agree, else new memory.
+
+        Raises:
+            AssertionError: relative modes, or a list of another length.
+            NotImplementedError: other pairs than XYXY <-> XYWH, XYWHA -> XYXY and XYWH -> XYWHA.
+        """
+        if from_mode == to_mode:
+            return box
+        from_mode, to_mode = BoxMode(from_mode), BoxMode(to_mode)
+        relative = {BoxMode.XYXY_REL, BoxMode.XYWH_REL}
+        assert not relative & {from_mode, to_mode}, (
+            f"Converting {from_mode.name} to {to_mode.name} needs the image's size; relative boxes are not supported."
+        )
+        if isinstance(box, (list, tuple)):
+            assert len(box) in (4, 5), f"A box has 4 or 5 numbers, not {len(box)}; many boxes go in one array."
+            return type(box)(_convert_rows(torch.tensor(box)[None], from_mode, to_mode)[0].tolist())
+        if isinstance(box, np.ndarray):
+            return _convert_rows(torch.from_numpy(box), from_mode, to_mode).numpy()
+        return _convert_rows(box, from_mode, to_mode)
+
+
+def _convert_rows(rows: torch.Tensor, from_mode: BoxMode, to_mode: BoxMode) -> torch.Tensor:
+    new = rows.clone()
+    match from_mode, to_mode:
+        case BoxMode.XYWH_ABS, BoxMode.XYXY_ABS:
+            new[:, 2:4] += new[:, 0:2]
+        case BoxMode.XYXY_ABS, BoxMode.XYWH_ABS:
+            new[:, 2:4] -= new[:, 0:2]
+        case BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS:
+            assert rows.shape[-1] == 5, f"XYWHA boxes have 5 numbers, not {rows.shape[-1]}."
+            new = _enclose_rotated(rows.double()).to(rows.dtype)
+        case BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS:
+            assert rows.shape[-1] == 4, f"XYWH boxes have 4 numbers, not {rows.shape[-1]}."
+            exact = rows.double()
+            centers = exact[:, 0:2] + exact[:, 2:4] / 2
+            angles = exact.new_zeros(len(rows), 1)
+            new = torch.cat([centers, exact[:, 2:4], angles], dim=1).to(rows.dtype)
+        case _:
+            raise NotImplementedError(f"No conversion of boxes from {from_mode.name} to {to_mode.name} exists.")
+    return new
+
+
+def _enclose_rotated(boxes: torch.Tensor) -> torch.Tensor:
+    """(N, 5) centre, size, angle -> (N, 4) smallest upright boxes around them."""
+    angles = torch.deg2rad(boxes[:, 4])
+    cos, sin = angles.cos().abs(), angles.sin().abs()
+    width, height = boxes[:, 2], boxes[:, 3]
+    half = torch.stack([cos * width + sin * height, cos * height + sin * width], dim=1) / 2
+    return torch.cat([boxes[:, 0:2] - half, boxes[:, 0:2] + half], dim=1)
+
+
+class Boxes:
+    """The boxes of one image.
+
+    Attributes:
+        tensor: float32 (N, 4), x0 y0 x1 y1 in pixels.
+    """
+
+    def __init__(self, tensor: torch.Tensor):
+        """
+        Args:
+            tensor: (N, 4), or anything that :func:`torch.as_tensor` takes; without elements it becomes (0, 4).
+        """
+        tensor = torch.as_tensor(tensor).to(torch.float32)
+        if tensor.numel() == 0:
+            tensor = tensor.reshape(0, 4)
+        assert tensor.dim() == 2 and tensor.shape[-1] == 4, f"Boxes are an (N, 4) tensor, not {tuple(tensor.shape)}."
+        self.tensor = tensor
+
+    def clone(self) -> "Boxes":
+        """A copy with its own memory."""
+        return Boxes(self.tensor.clone())
+
+    def to(self, device: torch.device) -> "Boxes":
+        """The same boxes on another device."""
+        return Boxes(self.tensor.to(device=device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.tensor.device
+
+    def area(self) -> torch.Tensor:
+        """(N,) areas in pixels; the product of two negative sides counts as positive."""
+        return (self.tensor[:, 2:] - self.tensor[:, :2]).prod(dim=1)
+
+    def clip(self, box_size: tuple[int, int]) -> None:
+        """Move the corners into an image of ``(height, width)``, in this object.
+
+        Raises:
+            AssertionError: a coordinate is infinite or NaN.
+        """
+        assert torch.isfinite(self.tensor).all(), "Cannot clip boxes that have infinite or NaN coordinates."
+        height, width = box_size
+        x0, y0, x1, y1 = self.tensor.unbind(dim=1)
+        self.tensor = torch.stack(
+            [x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height)], dim=1
+        )
+
+    def nonempty(self, threshold: float = 0.0) -> torch.Tensor:
+        """(N,) bool: both sides are longer than ``threshold``."""
+        return (self.tensor[:, 2:] - self.tensor[:, :2] > threshold).all(dim=1)
+
+    def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> torch.Tensor:
+        """(N,) bool: lies in an image of ``(height, width)`` enlarged by ``boundary_threshold`` on every side."""
+        height, width = box_size
+        x0, y0, x1, y1 = self.tensor.unbind(dim=1)
+        return (
+            (x0 >= -boundary_threshold)
+            & (y0 >= -boundary_threshold)
+            & (x1 < width + boundary_threshold)
+            & (y1 < height + boundary_threshold)
+        )
+
+    def get_centers(self) -> torch.Tensor:
+        """(N, 2) x, y."""
+        return (self.tensor[:, :2] + self.tensor[:, 2:]) / 2
+
+    def scale(self, scale_x: float, scale_y: float) -> None:
+        """Multiply the coordinates in place: whoever shares the tensor sees it."""
+        self.tensor[:, 0::2] *= scale_x
+        self.tensor[:, 1::2] *= scale_y
+
+    def __getitem__(self, item) -> "Boxes":
+        """The selected boxes, for an int one box; a view where torch's indexing gives a view."""
+        if isinstance(item, int):
+            return Boxes(self.tensor[item].view(1, 4))
+        selected = self.tensor[item]
+        assert selected.dim() == 2, f"Indexing Boxes with {item} does not select whole boxes."
+        return Boxes(selected)
+
+    def __len__(self) -> int:
+        return self.tensor.shape[0]
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """One (4,) tensor a box."""
+        yield from self.tensor
+
+    def __repr__(self) -> str:
+        return f"Boxes({self.tensor})"
+
+    @classmethod
+    def cat(cls, boxes_list: list["Boxes"]) -> "Boxes":
+        """All boxes of a list or tuple, with their own memory; none for an empty list."""
+        assert isinstance(boxes_list, (list, tuple)), f"Boxes.cat takes a list, not {type(boxes_list).__name__}."
+        if len(boxes_list) == 0:
+            return cls(torch.empty(0))
+        assert all(isinstance(boxes, Boxes) for boxes in boxes_list), "Boxes.cat takes a list of Boxes."
+        return cls(torch.cat([boxes.tensor for boxes in boxes_list], dim=0))
+
+
+def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> torch.Tensor:
+    """(N, M) areas common to each pair."""
+    a, b = boxes1.tensor[:, None], boxes2.tensor[None]
+    sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    return sides.clamp(min=0).prod(dim=2)
+
+
+def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> torch.Tensor:
+    """(N, M) intersection over union; 0 where nothing is common, also for boxes without area."""
+    common = pairwise_intersection(boxes1, boxes2)
+    union = boxes1.area()[:, None] + boxes2.area()[None] - common
+    return torch.where(common > 0, common / union, common.new_zeros(()))
+
+
+def pairwise_ioa(boxes1: Boxes, boxes2: Boxes) -> torch.Tensor:
+    """(N, M) intersection over the area of the second box."""
+    common = pairwise_intersection(boxes1, boxes2)
+    return torch.where(common > 0, common / boxes2.area()[None], common.new_zeros(()))
+
+
+def pairwise_point_box_distance(points: torch.Tensor, boxes: Boxes) -> torch.Tensor:
+    """Signed distances of points to the sides of boxes, positive inwards.
+
+    Args:
+        points: (N, 2) x, y.
+
+    Returns:
+        (N, M, 4): to the left, top, right and bottom side of each box.
+    """
+    points, corners = points[:, None], boxes.tensor[None]
+    return torch.cat([points - corners[..., :2], corners[..., 2:] - points], dim=2)
+
+
+def matched_pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> torch.Tensor:
+    """(N,) intersection over union of the i-th box with the i-th box.
+
+    Raises:
+        AssertionError: the numbers of boxes differ.
+    """
+    assert len(boxes1) == len(boxes2), f"Cannot pair {len(boxes1)} boxes with {len(boxes2)} one by one."
+    a, b = boxes1.tensor, boxes2.tensor
+    common = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
+    return common / (boxes1.area() + boxes2.area() - common)
