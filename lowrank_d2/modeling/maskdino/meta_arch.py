@@ -70,8 +70,8 @@ class MaskDINO(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self._base_shapes = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
-        self.register_load_state_dict_pre_hook(_adopt_state_dict)
         apply_peft(self, peft)
+        self.register_load_state_dict_pre_hook(_adopt_state_dict)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -168,18 +168,18 @@ class MaskDINO(nn.Module):
         predictions = self.decoder(features, denoising)
         return self.criterion(predictions, targets, None if denoising is None else denoising.layout, self.draws)
 
-    def components(self) -> dict[str, str]:
-        """The model's parts, for reports: name -> prefix of its parameters' names."""
-        return {part: part + "." for part in weights.PARTS}
+    def components(self) -> dict[str, tuple[str, ...]]:
+        """The model's parts, for reports: name -> the modules that it consists of."""
+        return {part: (part,) for part in weights.PARTS}
 
     def peft_parts(self) -> dict[str, tuple[str, ...]]:
-        """What MODEL.PEFT.TRAIN can name -> prefixes of parameter names."""
+        """What MODEL.PEFT.TRAIN can name -> the modules that then train."""
         return {
-            "backbone": ("backbone.",),
-            "full_head": ("pixel_decoder.", "decoder."),
-            "decoder": ("decoder.",),
-            "embeddings": tuple(f"decoder.heads.{head}." for head in ("mask_embed", "class_embed", "bbox_embed")),
-            "label_embedding": ("decoder.label_embedding.",),
+            "backbone": ("backbone",),
+            "full_head": ("pixel_decoder", "decoder"),
+            "decoder": ("decoder",),
+            "embeddings": tuple(f"decoder.heads.{head}" for head in ("mask_embed", "class_embed", "bbox_embed")),
+            "label_embedding": ("decoder.label_embedding",),
         }
 
     def peft_targets(self) -> tuple[str, ...]:
