@@ -1,0 +1,28 @@
+"""Parameter-efficient fine-tuning of any torch module: methods, what trains, and the small files that result."""
+from lowrank_d2.peft.adapter import Adapter
+from lowrank_d2.peft.config import METHODS, PeftConfig
+from lowrank_d2.peft.delta import DeltaHeader, DeltaSet, load_delta, read_header, save_delta
+from lowrank_d2.peft.inject import apply_peft, inject
+from lowrank_d2.peft.lora import LoRA
+from lowrank_d2.peft.merge import merge
+from lowrank_d2.peft.trainable import Counts, check_gradients, count, eval_frozen, freeze
+
+__all__ = [
+    "METHODS",
+    "Adapter",
+    "Counts",
+    "DeltaHeader",
+    "DeltaSet",
+    "LoRA",
+    "PeftConfig",
+    "apply_peft",
+    "check_gradients",
+    "count",
+    "eval_frozen",
+    "freeze",
+    "inject",
+    "load_delta",
+    "merge",
+    "read_header",
+    "save_delta",
+]

@@ -1,0 +1,166 @@
+"""Putting methods into a model: find the targets, change their class, fill the adapter slots, freeze the rest."""
+import logging
+import re
+from typing import Iterable, NamedTuple, Sequence
+
+from torch import nn
+
+from lowrank_d2.errors import ConfigError
+from lowrank_d2.peft import checks
+from lowrank_d2.peft.adapted import PACKED, AdaptedLinear, WeightMethod, adapt_linear
+from lowrank_d2.peft.adapter import Adapter, SequentialAdapter
+from lowrank_d2.peft.config import Method, PeftConfig
+from lowrank_d2.peft.hooks import attach_hooks
+from lowrank_d2.peft.trainable import count, freeze
+
+logger = logging.getLogger(__name__)
+
+
+def inject(
+    model: nn.Module, methods: Sequence[Method], train: str = "none", train_label_embedding: bool = True
+) -> nn.Module:
+    """Adapts `model` in place and returns it.
+
+    Do it before the optimizer is made. Weights of the base may be loaded before or afterwards: names stay as they are.
+
+    Args:
+        methods: for example [LoRA(rank=8, targets=("qkv[q,v]",)), Adapter(repeats=2)].
+        train: which base parameters train: "all", "none", and what the model's `peft_parts()` names.
+        train_label_embedding: with "embeddings" and "none", the denoising label embedding trains too.
+
+    Raises:
+        ConfigError: a target that matches nothing, a model without slots, a model adapted before, an unknown part.
+    """
+    return apply_peft(model, PeftConfig(tuple(methods), train, train_label_embedding))
+
+
+def apply_peft(model: nn.Module, peft: PeftConfig) -> nn.Module:
+    """Adapts `model` as `peft` says; the last line of a meta-architecture's constructor.
+
+    With no method, TRAIN "all" and no delta, parameters, modules and names stay untouched. What `peft` said is kept as
+    `model.peft_config` for delta files.
+
+    Raises:
+        ConfigError: as `inject`.
+    """
+    before = getattr(model, "peft_config", None)
+    if before is not None and not before.is_plain:
+        raise ConfigError(f"This {type(model).__name__} is adapted already. Pass all methods in one call.")
+    plans = [(method, _plan(model, method)) for method in peft.methods]  # everything is checked before anything changes
+    for method, places in plans:
+        for place in places:
+            place.adapt(method)
+    if not peft.is_plain:
+        freeze(model, peft.train, peft.train_label_embedding)
+    model.peft_config = peft
+    if before is None:
+        attach_hooks(model)
+    if peft.methods and peft.train == "all":
+        logger.warning(
+            "MODEL.PEFT.METHODS is %s and MODEL.PEFT.TRAIN 'all': %.1f %% of the parameters train. "
+            "Use 'embeddings' or 'none' to train little.",
+            [method.name for method in peft.methods],
+            count(model).percent_trainable,
+        )
+    return model
+
+
+class _Linear(NamedTuple):
+    """A Linear to adapt, with the thirds of its rows if only some are meant."""
+
+    module: nn.Linear
+    packed: tuple[str, ...]
+
+    def adapt(self, method: WeightMethod) -> None:
+        adapt_linear(self.module, method, self.packed)
+
+
+class _Slot(NamedTuple):
+    """A module that owns an adapter slot."""
+
+    module: nn.Module
+
+    def adapt(self, method: Adapter) -> None:
+        self.module.adapter = method.build(self.module.embed_dim, like=next(self.module.parameters()))
+
+
+def _plan(model: nn.Module, method: Method) -> list:
+    return _find_slots(model) if isinstance(method, Adapter) else _find_linears(model, method)
+
+
+def _find_slots(model: nn.Module) -> list[_Slot]:
+    slots = [_Slot(module) for module in model.modules() if module._modules.get("adapter", module) is None]
+    slots = [slot for slot in slots if isinstance(getattr(slot.module, "embed_dim", None), int)]
+    if not slots:
+        raise ConfigError(
+            f"{type(model).__name__} has no place for adapters. Use another method in MODEL.PEFT.METHODS, or give its "
+            "attention blocks a sub-module `adapter` (None) and an attribute `embed_dim`."
+        )
+    return slots
+
+
+def _find_linears(model: nn.Module, method: WeightMethod) -> list[_Linear]:
+    targets = method.targets or (tuple(model.peft_targets()) if hasattr(model, "peft_targets") else ())
+    inside_adapters = {id(m) for a in model.modules() if isinstance(a, SequentialAdapter) for m in a.modules()}
+    linears = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.Linear) and id(module) not in inside_adapters
+    }
+    key = f"MODEL.PEFT.{method.name.upper()}.TARGETS"
+    if not targets:
+        raise ConfigError(f"{type(model).__name__} has no targets of its own. Fill {key} from: {_listed(linears)}.")
+    places: dict[int, _Linear] = {}
+    for target in targets:
+        pattern, packed = _parse(target, key)
+        found = [module for name, module in linears.items() if _matches(name, pattern, key)]
+        if not found:
+            raise ConfigError(
+                f"{key}: {target!r} matches no Linear of {type(model).__name__}"
+                f"{checks.nearest(target, _endings(linears))}. Available: {_listed(linears)}."
+            )
+        for module in found:
+            _add(places, _Linear(module, packed), target, key)
+    return list(places.values())
+
+
+def _add(places: dict[int, _Linear], place: _Linear, target: str, key: str) -> None:
+    before = places.setdefault(id(place.module), place)
+    if before.packed != place.packed:
+        raise ConfigError(f"{key}: {target!r} takes other rows of a module than an entry before it. Name it once.")
+    if isinstance(place.module, AdaptedLinear):
+        raise ConfigError(f"{key}: {target!r} is adapted by {place.module.method.name!r} already. Name other modules.")
+    if place.packed and place.module.out_features % len(PACKED):
+        raise ConfigError(
+            f"{key}: {target!r} takes rows of q, k and v, but {place.module.out_features} output features are no three "
+            "equal blocks. Drop the brackets."
+        )
+
+
+def _parse(target: str, key: str) -> tuple[str, tuple[str, ...]]:
+    """'qkv[q,v]' -> ('qkv', ('q', 'v')); a name or 're:...' without brackets of q, k, v -> (target, ())."""
+    match = re.fullmatch(r"(?P<name>[^\[\]]+)\[(?P<rows>[^\[\]]*)\]", target)
+    if match is None or target.startswith("re:"):
+        return target, ()
+    rows = tuple(row.strip() for row in match["rows"].split(","))
+    for row in rows:
+        checks.one_of(f"{key}: in {target!r}, the row block", row, PACKED)
+    return match["name"], rows
+
+
+def _matches(name: str, pattern: str, key: str) -> bool:
+    if not pattern.startswith("re:"):
+        return name == pattern or name.endswith(f".{pattern}")
+    try:
+        return re.fullmatch(pattern[3:], name) is not None
+    except re.error as error:
+        raise ConfigError(f"{key}: {pattern!r} is no regular expression: {error}.") from error
+
+
+def _endings(names: Iterable[str]) -> set[str]:
+    return {name.rsplit(".", 1)[-1] for name in names}
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The names with their numbers replaced by *, each pattern once: encoder.layers.*.value_proj, ..."""
+    return ", ".join(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names)) or "none"

@@ -1,0 +1,160 @@
+"""Which parameters train, by the model's own knowledge; how many they are; and what frozen means in train mode.
+
+A model says what its parts are: `peft_parts() -> {"backbone", "full_head", "decoder", "embeddings", "label_embedding":
+prefixes of parameter names}`, and for reports `components() -> {name: prefixes}`.
+"""
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Iterable, Iterator, Sequence, Union
+
+from torch import nn
+
+from lowrank_d2.errors import ConfigError
+from lowrank_d2.peft.adapted import AdaptedLinear
+from lowrank_d2.peft.adapter import SequentialAdapter
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of parameters, each counted once; buffers are none.
+
+    Attributes:
+        base: the model's own.
+        added: by the methods.
+        trainable: of both, those that train.
+        by_component: {component: {"base", "added", "trainable"}}.
+    """
+
+    base: int
+    added: int
+    trainable: int
+    by_component: dict[str, dict[str, int]]
+
+    @property
+    def total(self) -> int:
+        return self.base + self.added
+
+    @property
+    def percent_trainable(self) -> float:
+        """Equation 10 of the paper: 100 * trainable / (base + added)."""
+        return 100.0 * self.trainable / self.total if self.total else 0.0
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "base": self.base,
+            "added": self.added,
+            "total": self.total,
+            "trainable": self.trainable,
+            "percent_trainable": self.percent_trainable,
+            "by_component": self.by_component,
+        }
+
+
+def added_names(model: nn.Module) -> set[str]:
+    """Names of the parameters that methods have put into `model`, as in its state dict."""
+    names = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        dot = f"{path}." if path else ""
+        if isinstance(module, AdaptedLinear):
+            names.update(dot + name for name in module.added_names())
+        elif isinstance(module, SequentialAdapter):
+            names.update(dot + name for name, _ in module.named_parameters())
+    return names
+
+
+def freeze(model: nn.Module, train: str, train_label_embedding: bool) -> None:
+    """Sets requires_grad: added parameters train, of the base those that `train` names. "all" leaves the base as it is.
+
+    Raises:
+        ConfigError: the model has no such part.
+    """
+    added = added_names(model)
+    prefixes = None if train == "all" else _trained_prefixes(model, train, train_label_embedding)
+    trains = defaultdict(bool)  # a parameter that stands under several names trains if one of them does
+    parameters = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        parameters[id(parameter)] = parameter
+        if name in added:
+            trains[id(parameter)] = True
+        elif prefixes is None:
+            trains[id(parameter)] |= parameter.requires_grad
+        else:
+            trains[id(parameter)] |= below(name, prefixes)
+    for key, parameter in parameters.items():
+        parameter.requires_grad_(trains[key])
+
+
+def below(name: str, prefixes: Union[str, Iterable[str]]) -> bool:
+    """Whether `name` lies below a prefix: "decoder" or "decoder." covers "decoder.norm.bias", not "decoder_norm.bias"."""
+    prefixes = (prefixes,) if isinstance(prefixes, str) else prefixes
+    return any(f"{name}.".startswith(f"{prefix.removesuffix('.')}.") for prefix in prefixes)
+
+
+def frozen_subtrees(model: nn.Module) -> Iterator[nn.Module]:
+    """The topmost modules below `model` that have parameters, none of which trains."""
+    for child in model.children():
+        flags = {parameter.requires_grad for parameter in child.parameters()}
+        if flags == {False}:
+            yield child
+        elif flags:
+            yield from frozen_subtrees(child)
+
+
+def eval_frozen(model: nn.Module) -> None:
+    """Puts wholly frozen subtrees into eval mode, to be called after `model.train(True)`.
+
+    A frozen part is then the same function at every step: no dropout, no drop path, no moving batch statistics.
+    """
+    for module in frozen_subtrees(model):
+        module.eval()
+
+
+def check_gradients(model: nn.Module) -> None:
+    """To be called after the first backward pass.
+
+    Raises:
+        ConfigError: a trainable parameter without a gradient; it names the first ones.
+    """
+    idle = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    if idle:
+        shown = ", ".join(idle[:5]) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
+        raise ConfigError(
+            f"{len(idle)} trainable parameters took no part in the loss: {shown}. "
+            "Remove their modules from the TARGETS of the method, or narrow MODEL.PEFT.TRAIN."
+        )
+
+
+def count(model: nn.Module) -> Counts:
+    """Counts parameters; works on the meta device."""
+    added = added_names(model)
+    components = _components(model)
+    table = {name: {"base": 0, "added": 0, "trainable": 0} for name in components}
+    for name, parameter in model.named_parameters():
+        owner = next((owner for owner, prefixes in components.items() if below(name, prefixes)), "other")
+        row = table.setdefault(owner, {"base": 0, "added": 0, "trainable": 0})
+        row["added" if name in added else "base"] += parameter.numel()
+        row["trainable"] += parameter.numel() * parameter.requires_grad
+    sums = {key: sum(row[key] for row in table.values()) for key in ("base", "added", "trainable")}
+    return Counts(**sums, by_component=table)
+
+
+def _trained_prefixes(model: nn.Module, train: str, train_label_embedding: bool) -> Sequence[str]:
+    parts = model.peft_parts() if hasattr(model, "peft_parts") else {}
+    if train not in ("none", *parts):
+        allowed = ["all", "none", *(part for part in ("full_head", "decoder", "embeddings") if part in parts)]
+        raise ConfigError(
+            f"MODEL.PEFT.TRAIN is {train!r}, but {type(model).__name__} knows only {', '.join(map(repr, allowed))}. "
+            "Use one of these, or give the model a method peft_parts()."
+        )
+    prefixes = tuple(parts.get(train, ()))
+    if train != "none" and not any(below(name, prefixes) for name, _ in model.named_parameters()):
+        raise ConfigError(f"MODEL.PEFT.TRAIN is {train!r}, but no parameter of {type(model).__name__} lies there.")
+    if train_label_embedding and train in ("embeddings", "none"):
+        prefixes += tuple(parts.get("label_embedding", ()))
+    return prefixes
+
+
+def _components(model: nn.Module) -> dict[str, Union[str, Sequence[str]]]:
+    if hasattr(model, "components"):
+        return dict(model.components())
+    return {name: (name,) for name, child in model.named_children() if next(child.parameters(), None) is not None}
