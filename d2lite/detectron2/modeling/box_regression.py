@@ -1,0 +1,8 @@
+"""Boxes as offsets from anchors: names only."""
+from detectron2._lite import refused_class
+
+__all__ = ["Box2BoxTransform", "Box2BoxTransformRotated", "Box2BoxTransformLinear"]
+
+Box2BoxTransform = refused_class("Box2BoxTransform", __name__)
+Box2BoxTransformRotated = refused_class("Box2BoxTransformRotated", __name__)
+Box2BoxTransformLinear = refused_class("Box2BoxTransformLinear", __name__)

@@ -1,0 +1,6 @@
+"""Cascade R-CNN: a name only."""
+from detectron2._lite import refused_class
+from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
+
+CascadeROIHeads = refused_class("CascadeROIHeads", __name__, StandardROIHeads)
+ROI_HEADS_REGISTRY.register(CascadeROIHeads)
