@@ -126,7 +126,7 @@ class DetectionCheckpointer(Checkpointer):
 
     @contextlib.contextmanager
     def _replacing(self, path):
-        """A binary stream whose content stands at `path` after the `with`, or, if that fails, what stood there before."""
+        """A binary stream whose content stands at `path` after the `with`; if that fails, what stood there stays."""
         if "://" in path:  # only the storage behind the path manager knows how to replace remote files
             with self.path_manager.open(path, "wb") as stream:
                 yield stream

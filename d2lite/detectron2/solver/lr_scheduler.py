@@ -62,7 +62,9 @@ class LRMultiplier(LRScheduler):
         last_iter: the iteration done last; -1 at the start.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, multiplier: ParamScheduler, max_iter: int, last_iter: int = -1):
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, multiplier: ParamScheduler, max_iter: int, last_iter: int = -1
+    ):
         if not isinstance(multiplier, ParamScheduler):
             raise ValueError(f"multiplier must be an fvcore ParamScheduler, got {multiplier!r}")
         self._multiplier = multiplier

@@ -32,7 +32,7 @@ _CURRENT_STORAGE_STACK = []
 
 def get_event_storage():
     """The innermost EventStorage in use; AssertionError outside of every `with EventStorage()`."""
-    assert _CURRENT_STORAGE_STACK, "No event storage is active; enter one by `with EventStorage(start_iter) as storage:`"
+    assert _CURRENT_STORAGE_STACK, "No event storage is active: enter one by `with EventStorage() as storage`"
     return _CURRENT_STORAGE_STACK[-1]
 
 

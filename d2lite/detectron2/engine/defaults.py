@@ -1,0 +1,417 @@
+"""What most training and prediction scripts share: arguments, logging, DefaultTrainer, DefaultPredictor."""
+import argparse
+import logging
+import os
+import sys
+import weakref
+from collections import OrderedDict
+from typing import Optional
+
+import numpy as np
+import torch
+from fvcore.nn.precise_bn import get_bn_modules
+from omegaconf import OmegaConf
+from torch.nn.parallel import DistributedDataParallel
+
+import detectron2.data.transforms as T
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, LazyConfig
+from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import hooks
+from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format, verify_results
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
+
+__all__ = [
+    "create_ddp_model",
+    "default_argument_parser",
+    "default_setup",
+    "default_writers",
+    "DefaultPredictor",
+    "DefaultTrainer",
+]
+
+
+def create_ddp_model(model, *, fp16_compression=False, **kwargs):
+    """Wraps a model for gradient exchange between processes; a single process gets the model itself.
+
+    Args:
+        fp16_compression: exchanges gradients in float16.
+        kwargs: arguments of DistributedDataParallel.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    if "device_ids" not in kwargs:
+        on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        kwargs["device_ids"] = None if on_cpu else [comm.get_local_rank()]
+    ddp = DistributedDataParallel(model, **kwargs)
+    if fp16_compression:
+        from torch.distributed.algorithms.ddp_comm_hooks import default as comm_hooks
+
+        ddp.register_comm_hook(state=None, hook=comm_hooks.fp16_compress_hook)
+    return ddp
+
+
+def default_argument_parser(epilog=None):
+    """The arguments of training scripts.
+
+    Args:
+        epilog: shown below the help; None shows examples.
+    """
+    script = sys.argv[0]
+    examples = f"""
+Examples:
+
+one machine:
+    $ {script} --num-gpus 8 --config-file cfg.yaml
+
+another learning rate:
+    $ {script} --config-file cfg.yaml MODEL.WEIGHTS /path/to/weights.pth SOLVER.BASE_LR 0.001
+
+two machines:
+    (machine 0) $ {script} --machine-rank 0 --num-machines 2 --dist-url <URL> [--other-flags]
+    (machine 1) $ {script} --machine-rank 1 --num-machines 2 --dist-url <URL> [--other-flags]
+"""
+    parser = argparse.ArgumentParser(
+        epilog=epilog or examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="path to the config")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate only")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on each machine, one for each GPU")
+    parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    # Users of one machine get ports of their own, so that their runs do not meet.
+    user = os.getuid() if hasattr(os, "getuid") else 1
+    port = 2**15 + 2**14 + user % 2**14
+    parser.add_argument(
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{port}",
+        help="where processes meet, see torch.distributed; 'auto' finds a free port on a single machine",
+    )
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        default=None,
+        help="changes to the config, after all other arguments: KEY VALUE pairs, for a LazyConfig path.key=value",
+    )
+    return parser
+
+
+def _try_get_key(cfg, *keys, default=None):
+    """The value of the first of `keys` that a config of either kind has."""
+    if isinstance(cfg, CfgNode):
+        cfg = OmegaConf.create(cfg.dump())
+    missing = object()
+    for key in keys:
+        value = OmegaConf.select(cfg, key, default=missing)
+        if value is not missing:
+            return value
+    return default
+
+
+def _set_float32_precision(precision: str = "high") -> None:
+    """torch.set_float32_matmul_precision, unless `precision` is empty."""
+    if precision:
+        logging.getLogger(__name__).info("Setting the precision of float32 matrix products to %s", precision)
+        torch.set_float32_matmul_precision(precision)
+
+
+def default_setup(cfg, args):
+    """Prepares a job: the output folder with log.txt and config.yaml, random seed, cuDNN.
+
+    Args:
+        cfg: a CfgNode, or an omegaconf config with train.output_dir, train.seed, train.cudnn_benchmark.
+        args: parsed arguments, of which config_file and eval_only are read; may lack any.
+    """
+    output_dir = _try_get_key(cfg, "OUTPUT_DIR", "output_dir", "train.output_dir")
+    if comm.is_main_process() and output_dir:
+        PathManager.mkdirs(output_dir)
+    rank = comm.get_rank()
+    setup_logger(output_dir, distributed_rank=rank, name="fvcore")
+    logger = setup_logger(output_dir, distributed_rank=rank)
+    logger.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
+    logger.info("Environment info:\n%s", collect_env_info())
+    logger.info("Command line arguments: %s", args)
+    config_file = getattr(args, "config_file", "")
+    if config_file:
+        with PathManager.open(config_file, "r") as stream:
+            logger.info("Contents of args.config_file=%s:\n%s", config_file, stream.read())
+
+    if comm.is_main_process() and output_dir:
+        path = os.path.join(output_dir, "config.yaml")
+        if isinstance(cfg, CfgNode):
+            text = cfg.dump()
+            logger.info("Running with full config:\n%s", text)
+            with PathManager.open(path, "w") as stream:
+                stream.write(text)
+        else:
+            LazyConfig.save(cfg, path)
+        logger.info("Full config saved to %s", path)
+
+    # Processes draw different numbers, or they would all augment alike.
+    seed = _try_get_key(cfg, "SEED", "train.seed", default=-1)
+    seed_all_rng(None if seed < 0 else seed + rank)
+    # Searching for the fastest kernels does not pay for the changing sizes of evaluation.
+    if not getattr(args, "eval_only", False):
+        torch.backends.cudnn.benchmark = _try_get_key(cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", default=False)
+    _set_float32_precision(_try_get_key(cfg, "FLOAT32_PRECISION", "train.float32_precision", default=""))
+
+
+def default_writers(output_dir: str, max_iter: Optional[int] = None):
+    """Writers for the log, `output_dir`/metrics.json and TensorBoard; `max_iter` gives the log a remaining time."""
+    PathManager.mkdirs(output_dir)
+    return [
+        CommonMetricPrinter(max_iter),
+        JSONWriter(os.path.join(output_dir, "metrics.json")),
+        TensorboardXWriter(output_dir),
+    ]
+
+
+class DefaultPredictor:
+    """Predicts for one image at a time: model, weights, resizing and channel order from the config.
+
+    Attributes:
+        metadata: of the first test dataset, if there is one.
+    """
+
+    def __init__(self, cfg):
+        self.cfg = cfg.clone()  # the model must not change with the caller's config
+        self.model = build_model(self.cfg)
+        self.model.eval()
+        if len(cfg.DATASETS.TEST):
+            self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        self.aug = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
+        self.input_format = cfg.INPUT.FORMAT
+        assert self.input_format in ("RGB", "BGR"), f"INPUT.FORMAT must be RGB or BGR, not {self.input_format}"
+
+    def __call__(self, original_image):
+        """
+        Args:
+            original_image: (H, W, 3) BGR array, as cv2.imread returns.
+
+        Returns:
+            dict: the model's output for the image, with coordinates of the original size.
+        """
+        height, width = original_image.shape[:2]
+        if self.input_format == "RGB":
+            original_image = original_image[:, :, ::-1]
+        # An augmentation draws even a fixed size; predicting must not disturb the caller's random numbers.
+        state = np.random.get_state()
+        image = self.aug.get_transform(original_image).apply_image(original_image)
+        np.random.set_state(state)
+        image = torch.as_tensor(np.ascontiguousarray(image.astype("float32").transpose(2, 0, 1)))
+        image = image.to(self.cfg.MODEL.DEVICE)
+        with torch.no_grad():
+            return self.model([{"image": image, "height": height, "width": width}])[0]
+
+
+def _through_inner_trainer(name):
+    """A property that is `name` of self._trainer, for reading and writing."""
+
+    def write(self, value):
+        setattr(self._trainer, name, value)
+
+    return property(lambda self: getattr(self._trainer, name), write)
+
+
+class DefaultTrainer(TrainerBase):
+    """Training as the config says: model, optimizer, schedule, data, checkpoints, evaluation and logs.
+
+    Replace a part by overriding the class method that builds it.
+
+    Attributes:
+        scheduler: the learning rate schedule.
+        checkpointer: saves the model and this trainer to OUTPUT_DIR.
+        cfg: the config, scaled to the number of processes.
+    """
+
+    model = _through_inner_trainer("model")
+    optimizer = _through_inner_trainer("optimizer")
+    data_loader = _through_inner_trainer("data_loader")
+
+    def __init__(self, cfg):
+        super().__init__()
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        model = create_ddp_model(model, broadcast_buffers=False)
+        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer_class(model, data_loader, optimizer)
+
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume=True):
+        """Continues from the last checkpoint in OUTPUT_DIR if there is one, else loads MODEL.WEIGHTS."""
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            self.start_iter = self.iter + 1  # the saved one was finished
+
+    def build_hooks(self):
+        """The hooks in their order: time, learning rate, BatchNorm, checkpoints, evaluation, writers."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0  # PreciseBN's loader would else hold workers all the time
+
+        def test_and_save_results():
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            hooks.PreciseBN(
+                cfg.TEST.EVAL_PERIOD, self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER
+            )
+            if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model)
+            else None,
+            # Before the evaluation: if that fails, the weights are saved.
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+            if comm.is_main_process()
+            else None,
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, test_and_save_results),
+            # Last, so that the evaluation's results are written too.
+            hooks.PeriodicWriter(self.build_writers(), period=20) if comm.is_main_process() else None,
+        ]
+
+    def build_writers(self):
+        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
+    def train(self):
+        """Trains from start_iter; returns the last evaluation's results if TEST.EXPECTED_RESULTS were checked."""
+        super().train(self.start_iter, self.max_iter)
+        results = getattr(self, "_last_eval_results", None)
+        if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process() and results is not None:
+            verify_results(self.cfg, results)
+            return results
+
+    def run_step(self):
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
+
+    def state_dict(self):
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
+    @classmethod
+    def build_model(cls, cfg):
+        model = build_model(cfg)
+        logging.getLogger(__name__).info("Model:\n%s", model)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_detection_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return build_detection_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        """A DatasetEvaluator (or None) for the dataset; there is no default, so evaluation needs an override."""
+        raise NotImplementedError(
+            f"Override build_evaluator in a subclass of DefaultTrainer to evaluate on {dataset_name}, or set "
+            "DATASETS.TEST to () to train without evaluation."
+        )
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """Evaluates on every dataset of DATASETS.TEST.
+
+        Args:
+            evaluators: one for each dataset; None calls build_evaluator.
+
+        Returns:
+            dict: the results; of several datasets {name: results}.
+        """
+        logger = logging.getLogger(__name__)
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if evaluators is not None:
+            datasets, given = len(cfg.DATASETS.TEST), len(evaluators)
+            assert datasets == given, f"there are {datasets} test datasets but {given} evaluators"
+        results = OrderedDict()
+        for index, name in enumerate(cfg.DATASETS.TEST):
+            data_loader = cls.build_test_loader(cfg, name)
+            if evaluators is not None:
+                evaluator = evaluators[index]
+            else:
+                try:
+                    evaluator = cls.build_evaluator(cfg, name)
+                except NotImplementedError as error:
+                    logger.warning("No evaluation on %s: %s", name, error)
+                    results[name] = {}
+                    continue
+            results[name] = inference_on_dataset(model, data_loader, evaluator)
+            if comm.is_main_process():
+                assert isinstance(results[name], dict), f"an evaluator must return a dict, not {results[name]!r}"
+                logger.info("Evaluation results for %s in csv format:", name)
+                print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @staticmethod
+    def auto_scale_workers(cfg, num_workers: int):
+        """Scales a config made for SOLVER.REFERENCE_WORLD_SIZE processes to `num_workers`; 0 leaves it as it is.
+
+        Batch and learning rate grow with the number of processes, everything counted in iterations shrinks
+        (https://arxiv.org/abs/1706.02677). Returns a new config, frozen like the old one.
+        """
+        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        if reference in (0, num_workers):
+            return cfg
+        assert cfg.SOLVER.IMS_PER_BATCH % reference == 0, (
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be divided by REFERENCE_WORLD_SIZE {reference}"
+        )
+        frozen = cfg.is_frozen()
+        cfg = cfg.clone()
+        cfg.defrost()
+        scale = num_workers / reference
+        solver = cfg.SOLVER
+
+        def shrink(iterations):
+            return int(round(iterations / scale))
+
+        solver.IMS_PER_BATCH = int(round(solver.IMS_PER_BATCH * scale))
+        solver.BASE_LR = solver.BASE_LR * scale
+        solver.MAX_ITER = shrink(solver.MAX_ITER)
+        solver.WARMUP_ITERS = shrink(solver.WARMUP_ITERS)
+        solver.STEPS = tuple(shrink(step) for step in solver.STEPS)
+        solver.CHECKPOINT_PERIOD = shrink(solver.CHECKPOINT_PERIOD)
+        cfg.TEST.EVAL_PERIOD = shrink(cfg.TEST.EVAL_PERIOD)
+        solver.REFERENCE_WORLD_SIZE = num_workers
+        logging.getLogger(__name__).info(
+            "Scaled the config from %d to %d processes: batch %d, learning rate %g, %d iterations, warm-up %d",
+            reference, num_workers, solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER, solver.WARMUP_ITERS,
+        )
+        if frozen:
+            cfg.freeze()
+        return cfg

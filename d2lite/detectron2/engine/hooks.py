@@ -1,0 +1,432 @@
+"""Hooks: timing, learning rate, checkpoints, evaluation, writing, profiling."""
+import datetime
+import itertools
+import logging
+import math
+import operator
+import os
+import tempfile
+import time
+from collections import Counter
+
+import torch
+from fvcore.common.checkpoint import Checkpointer
+from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
+from fvcore.common.param_scheduler import ParamScheduler
+from fvcore.common.timer import Timer
+from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
+
+import detectron2.utils.comm as comm
+from detectron2.engine.train_loop import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.solver import LRMultiplier
+from detectron2.solver import LRScheduler as _LRScheduler
+from detectron2.utils.events import EventStorage
+from detectron2.utils.file_io import PathManager
+
+__all__ = [
+    "CallbackHook",
+    "IterationTimer",
+    "PeriodicWriter",
+    "PeriodicCheckpointer",
+    "BestCheckpointer",
+    "LRScheduler",
+    "AutogradProfiler",
+    "EvalHook",
+    "PreciseBN",
+    "TorchProfiler",
+    "TorchMemoryStats",
+]
+
+
+def _is_due(trainer, period):
+    """Whether this iteration is a multiple of `period` and not the last one, which after_train deals with."""
+    finished = trainer.iter + 1
+    return period > 0 and finished % period == 0 and finished != trainer.max_iter
+
+
+class CallbackHook(HookBase):
+    """Calls functions with the trainer."""
+
+    def __init__(self, *, before_train=None, after_train=None, before_step=None, after_step=None):
+        self._before_train = before_train
+        self._after_train = after_train
+        self._before_step = before_step
+        self._after_step = after_step
+
+    def before_train(self):
+        if self._before_train:
+            self._before_train(self.trainer)
+
+    def after_train(self):
+        if self._after_train:
+            self._after_train(self.trainer)
+        # The functions may be closures over the trainer, which would keep it alive.
+        self._before_train = self._after_train = self._before_step = self._after_step = None
+
+    def before_step(self):
+        if self._before_step:
+            self._before_step(self.trainer)
+
+    def after_step(self):
+        if self._after_step:
+            self._after_step(self.trainer)
+
+
+class IterationTimer(HookBase):
+    """Stores the seconds of every iteration as "time", and logs the total at the end.
+
+    Register it first: then "time" holds the steps and the hooks before it, not those after it.
+
+    Args:
+        warmup_iter: iterations left out at the beginning, when caches fill.
+    """
+
+    def __init__(self, warmup_iter=3):
+        self._warmup_iter = warmup_iter
+        self._step_timer = Timer()
+        self._total_timer = Timer()
+        self._measured = 0
+        self._start_time = time.perf_counter()
+
+    def before_train(self):
+        self._start_time = time.perf_counter()
+        self._measured = 0
+        self._total_timer.reset()
+        self._total_timer.pause()
+
+    def before_step(self):
+        self._step_timer.reset()
+        self._total_timer.resume()
+
+    def after_step(self):
+        if self.trainer.iter - self.trainer.start_iter + 1 >= self._warmup_iter:
+            self._measured += 1
+            self.trainer.storage.put_scalars(time=self._step_timer.seconds())
+        else:
+            self._start_time = time.perf_counter()
+            self._total_timer.reset()
+        self._total_timer.pause()
+
+    def after_train(self):
+        logger = logging.getLogger(__name__)
+        total = time.perf_counter() - self._start_time
+        in_steps = self._total_timer.seconds()
+        if self._measured > 0 and in_steps > 0:
+            logger.info(
+                "Overall training speed: %d iterations in %s (%.4f s / it)",
+                self._measured,
+                datetime.timedelta(seconds=int(in_steps)),
+                in_steps / self._measured,
+            )
+        logger.info(
+            "Total training time: %s (%s on hooks)",
+            datetime.timedelta(seconds=int(total)),
+            datetime.timedelta(seconds=int(total - in_steps)),
+        )
+
+
+class PeriodicWriter(HookBase):
+    """Calls writers every `period` iterations, at the last one and after training, and then closes them."""
+
+    def __init__(self, writers, period=20):
+        self._writers = list(writers)
+        self._period = period
+
+    def after_step(self):
+        finished = self.trainer.iter + 1
+        if finished % self._period == 0 or finished == self.trainer.max_iter:
+            for writer in self._writers:
+                writer.write()
+
+    def after_train(self):
+        for writer in self._writers:
+            writer.write()  # what the after_train of earlier hooks has produced
+            writer.close()
+
+
+class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
+    """fvcore's PeriodicCheckpointer as a hook: saves every `period` iterations and at the last one."""
+
+    def before_train(self):
+        self.max_iter = self.trainer.max_iter
+
+    def after_step(self):
+        self.step(self.trainer.iter)
+
+
+class BestCheckpointer(HookBase):
+    """Saves the model whenever a metric is better than ever before in this run; register it after EvalHook.
+
+    Args:
+        eval_period: as EvalHook's.
+        checkpointer: saves to its folder.
+        val_metric: name of a stored scalar, such as "bbox/AP50".
+        mode: "max" or "min" is better; NaN and infinity are never.
+        file_prefix: name of the file, without ".pth".
+    """
+
+    def __init__(
+        self,
+        eval_period: int,
+        checkpointer: Checkpointer,
+        val_metric: str,
+        mode: str = "max",
+        file_prefix: str = "model_best",
+    ) -> None:
+        assert mode in ("max", "min"), f"mode must be 'max' or 'min', not {mode!r}"
+        self._period = eval_period
+        self._checkpointer = checkpointer
+        self._val_metric = val_metric
+        self._is_better = operator.gt if mode == "max" else operator.lt
+        self._file_prefix = file_prefix
+        self.best_metric = None
+        self.best_iter = None
+
+    def after_step(self):
+        if _is_due(self.trainer, self._period):
+            self._best_checking()
+
+    def after_train(self):
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._best_checking()
+
+    def _best_checking(self):
+        logger = logging.getLogger(__name__)
+        latest = self.trainer.storage.latest().get(self._val_metric)
+        if latest is None:
+            logger.warning("No metric %s has been stored: the best model is not saved", self._val_metric)
+            return
+        value, iteration = latest
+        if not self._update_best(value, iteration):
+            logger.info(
+                "%s is %.5f, and stays best with %s of iteration %s",
+                self._val_metric, value, self.best_metric, self.best_iter,
+            )
+            return
+        logger.info("Saving the best model: %s is %.5f after %d iterations", self._val_metric, value, iteration)
+        self._checkpointer.save(self._file_prefix, iteration=iteration)
+
+    def _update_best(self, value, iteration):
+        if not math.isfinite(value):
+            return False
+        if self.best_metric is not None and not self._is_better(value, self.best_metric):
+            return False
+        self.best_metric, self.best_iter = value, iteration
+        return True
+
+
+class LRScheduler(HookBase):
+    """Stores the learning rate as "lr" after every iteration, then steps the schedule.
+
+    Args:
+        optimizer: None is trainer.optimizer.
+        scheduler: a torch scheduler, or an fvcore ParamScheduler that multiplies the initial rates over the whole
+            training; None is trainer.scheduler.
+    """
+
+    def __init__(self, optimizer=None, scheduler=None):
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+
+    def before_train(self):
+        self._optimizer = self._optimizer or self.trainer.optimizer
+        if isinstance(self.scheduler, ParamScheduler):
+            self._scheduler = LRMultiplier(
+                self._optimizer, self.scheduler, self.trainer.max_iter, last_iter=self.trainer.iter - 1
+            )
+        self._best_param_group_id = LRScheduler.get_best_param_group_id(self._optimizer)
+
+    @staticmethod
+    def get_best_param_group_id(optimizer):
+        """The group whose rate stands for all: the largest, or, if each has one parameter, of the commonest rate."""
+        groups = optimizer.param_groups
+        sizes = [len(group["params"]) for group in groups]
+        if max(sizes) > 1:
+            return sizes.index(max(sizes))
+        rates = [group["lr"] for group in groups]
+        return rates.index(Counter(rates).most_common(1)[0][0])
+
+    def after_step(self):
+        lr = self._optimizer.param_groups[self._best_param_group_id]["lr"]
+        self.trainer.storage.put_scalar("lr", lr, smoothing_hint=False)
+        self.scheduler.step()
+
+    @property
+    def scheduler(self):
+        return self._scheduler or self.trainer.scheduler
+
+    def state_dict(self):
+        return self.scheduler.state_dict() if isinstance(self.scheduler, _LRScheduler) else {}
+
+    def load_state_dict(self, state_dict):
+        if isinstance(self.scheduler, _LRScheduler):
+            self.scheduler.load_state_dict(state_dict)
+
+
+class TorchProfiler(HookBase):
+    """Profiles the iterations for which `enable_predicate(trainer)` holds.
+
+    Args:
+        output_dir: gets log/ for TensorBoard, or profiler-trace-iter<n>.json for a trace viewer.
+        activities: of torch.profiler; None is the CPU and, if there is one, the GPU.
+        save_tensorboard: which of both.
+    """
+
+    def __init__(self, enable_predicate, output_dir, *, activities=None, save_tensorboard=True):
+        self._enable_predicate = enable_predicate
+        self._output_dir = output_dir
+        self._activities = activities
+        self._save_tensorboard = save_tensorboard
+        self._profiler = None
+
+    def before_step(self):
+        if not self._enable_predicate(self.trainer):
+            return
+        on_trace_ready = None
+        if self._save_tensorboard:
+            on_trace_ready = torch.profiler.tensorboard_trace_handler(
+                os.path.join(self._output_dir, "log", f"profiler-tensorboard-iter{self.trainer.iter}"),
+                f"worker{comm.get_rank()}",
+            )
+        self._profiler = torch.profiler.profile(
+            activities=self._activities,
+            on_trace_ready=on_trace_ready,
+            record_shapes=True,
+            profile_memory=True,
+            with_stack=True,
+            with_flops=True,
+        )
+        self._profiler.__enter__()
+
+    def after_step(self):
+        if self._profiler is None:
+            return
+        profiler, self._profiler = self._profiler, None
+        profiler.__exit__(None, None, None)
+        if self._save_tensorboard:
+            return
+        PathManager.mkdirs(self._output_dir)
+        path = os.path.join(self._output_dir, f"profiler-trace-iter{self.trainer.iter}.json")
+        with tempfile.TemporaryDirectory() as folder:  # the profiler writes local files only
+            local = os.path.join(folder, "trace.json")
+            profiler.export_chrome_trace(local)
+            with open(local) as source, PathManager.open(path, "w") as target:
+                target.write(source.read())
+
+
+class AutogradProfiler(TorchProfiler):
+    """TorchProfiler that writes traces, of the CPU alone unless `use_cuda` and there is a GPU."""
+
+    def __init__(self, enable_predicate, output_dir, *, use_cuda=True):
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if use_cuda and torch.cuda.is_available():
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        super().__init__(enable_predicate, output_dir, activities=activities, save_tensorboard=False)
+
+
+class EvalHook(HookBase):
+    """Evaluates every `eval_period` iterations and after training, and stores the results as scalars.
+
+    Args:
+        eval_period: 0 evaluates after training only.
+        eval_function: returns a nested dict of numbers, or nothing; "a": {"b": 1} is stored as "a/b".
+        eval_after_train: whether to evaluate after a finished training.
+    """
+
+    def __init__(self, eval_period, eval_function, eval_after_train=True):
+        self._period = eval_period
+        self._func = eval_function
+        self._eval_after_train = eval_after_train
+
+    def _do_eval(self):
+        results = self._func()
+        if results:
+            assert isinstance(results, dict), f"the evaluation must return a dict, not {results!r}"
+            scalars = {}
+            for name, value in flatten_results_dict(results).items():
+                try:
+                    scalars[name] = float(value)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"evaluations return nested dicts of numbers, but {name} is {value!r}") from error
+            self.trainer.storage.put_scalars(**scalars, smoothing_hint=False)
+        # Evaluating takes each process a different time; the next step would wait inside a collective operation.
+        comm.synchronize()
+
+    def after_step(self):
+        if _is_due(self.trainer, self._period):
+            self._do_eval()
+
+    def after_train(self):
+        if self._eval_after_train and self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._do_eval()
+        del self._func  # most likely a closure over the trainer
+
+
+class PreciseBN(HookBase):
+    """Recomputes the statistics of BatchNorm layers in training mode; register it before EvalHook and checkpoints.
+
+    Args:
+        period: iterations; 0 is after the last one only.
+        data_loader: yields batches for `model`, independent of the one for training.
+        num_iter: batches to average over.
+    """
+
+    def __init__(self, period, model, data_loader, num_iter):
+        self._logger = logging.getLogger(__name__)
+        if not get_bn_modules(model):
+            self._logger.info("PreciseBN has nothing to do: no BatchNorm layer is in training mode")
+            model = None
+        self._period = period
+        self._model = model
+        self._data_loader = data_loader
+        self._num_iter = num_iter
+        self._data_iter = None
+
+    def after_step(self):
+        finished = self.trainer.iter + 1
+        if finished == self.trainer.max_iter or (self._period > 0 and finished % self._period == 0):
+            self.update_stats()
+
+    def update_stats(self):
+        """Recomputes the statistics now."""
+        if self._model is None:
+            return
+        if self._data_iter is None:
+            self._data_iter = iter(self._data_loader)
+        batches = itertools.islice(self._data_iter, self._num_iter)
+        # What the model stores in its forward pass is not about training: it goes to a storage of its own.
+        with EventStorage():
+            self._logger.info("Computing BatchNorm statistics over %d batches", self._num_iter)
+            update_bn_stats(self._model, batches, self._num_iter)
+
+
+class TorchMemoryStats(HookBase):
+    """Logs the GPU's memory every `period` iterations, at most `max_runs` times."""
+
+    def __init__(self, period=20, max_runs=10):
+        self._period = period
+        self._max_runs = max_runs
+        self._runs = 0
+
+    def after_step(self):
+        finished = self.trainer.iter + 1
+        due = finished % self._period == 0 or finished == self.trainer.max_iter
+        if not due or self._runs >= self._max_runs or not torch.cuda.is_available():
+            return
+        self._runs += 1
+        reserved, peak_reserved, allocated, peak_allocated = (
+            measure() / 2**20
+            for measure in (
+                torch.cuda.memory_reserved,
+                torch.cuda.max_memory_reserved,
+                torch.cuda.memory_allocated,
+                torch.cuda.max_memory_allocated,
+            )
+        )
+        logging.getLogger(__name__).info(
+            "iter: %d  reserved_mem: %.0fMB  max_reserved_mem: %.0fMB  "
+            "allocated_mem: %.0fMB  max_allocated_mem: %.0fMB",
+            self.trainer.iter, reserved, peak_reserved, allocated, peak_allocated,
+        )
+        torch.cuda.reset_peak_memory_stats()

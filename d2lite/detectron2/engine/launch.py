@@ -1,0 +1,89 @@
+"""Starting the same function in several processes, on one machine or on several."""
+import logging
+import socket
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from detectron2.utils import comm
+
+__all__ = ["DEFAULT_TIMEOUT", "launch"]
+
+DEFAULT_TIMEOUT = timedelta(minutes=30)
+
+
+def launch(
+    main_func,
+    num_gpus_per_machine,
+    num_machines=1,
+    machine_rank=0,
+    dist_url=None,
+    args=(),
+    timeout=DEFAULT_TIMEOUT,
+):
+    """Calls `main_func(*args)` in num_machines x num_gpus_per_machine processes; call it on every machine.
+
+    Without GPUs the processes run on the CPU. A single process is the calling one.
+
+    Args:
+        main_func: function that can be pickled.
+        num_gpus_per_machine: processes on each machine.
+        machine_rank: this machine's number, 0 .. num_machines - 1.
+        dist_url: where the processes meet, such as tcp://<first machine>:<port>; "auto" finds a free port, on a
+            single machine only.
+        timeout: of every collective operation.
+    """
+    world_size = num_machines * num_gpus_per_machine
+    if world_size <= 1:
+        main_func(*args)
+        return
+    if dist_url == "auto":
+        assert num_machines == 1, "dist_url='auto' cannot tell other machines where to meet: give tcp://host:port"
+        dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
+    if num_machines > 1 and dist_url.startswith("file://"):
+        logging.getLogger(__name__).warning("file:// is unreliable between machines; tcp:// is the safe choice")
+    mp.start_processes(
+        _distributed_worker,
+        nprocs=num_gpus_per_machine,
+        args=(main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args, timeout),
+        daemon=False,
+    )
+
+
+def _find_free_port():
+    """A port that was free a moment ago; another program may still be faster to take it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def _distributed_worker(
+    local_rank,
+    main_func,
+    world_size,
+    num_gpus_per_machine,
+    machine_rank,
+    dist_url,
+    args,
+    timeout=DEFAULT_TIMEOUT,
+):
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        available = torch.cuda.device_count()
+        assert num_gpus_per_machine <= available, f"{num_gpus_per_machine} GPUs asked for, {available} here"
+    dist.init_process_group(
+        backend="NCCL" if has_gpu else "GLOO",
+        init_method=dist_url,
+        world_size=world_size,
+        rank=machine_rank * num_gpus_per_machine + local_rank,
+        timeout=timeout,
+    )
+    comm.create_local_process_group(num_gpus_per_machine)
+    if has_gpu:
+        torch.cuda.set_device(local_rank)
+    # NCCL sets up its communicators here, where a misconfiguration fails at once, instead of somewhere in main_func.
+    comm.synchronize()
+    main_func(*args)
+    dist.destroy_process_group()
