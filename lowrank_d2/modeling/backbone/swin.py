@@ -1,10 +1,12 @@
 """Swin Transformer (https://arxiv.org/abs/2103.14030) under the name, keys and output names that Mask DINO configs use."""
-from typing import Sequence
+from typing import Any, Callable, Sequence
 
+import torch
 from detectron2.config import configurable
-from detectron2.modeling import BACKBONE_REGISTRY, SwinTransformer
 from detectron2.layers import ShapeSpec
-from torch import Tensor
+from detectron2.modeling import BACKBONE_REGISTRY, SwinTransformer
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lowrank_d2.errors import ConfigError
 
@@ -14,13 +16,19 @@ class D2SwinTransformer(SwinTransformer):
     """Detectron2's Swin with outputs res2 .. res5 at strides 4 .. 32."""
 
     @configurable
-    def __init__(self, *, out_features: Sequence[str], **swin: object):
+    def __init__(self, *, out_features: Sequence[str], drop_path_rate: float, **swin: Any):
         """
         Args:
             out_features: of res2, res3, res4, res5.
-            swin: arguments of SwinTransformer.
+            drop_path_rate: of the last block; it grows from 0 linearly.
+            swin: the other arguments of SwinTransformer.
         """
-        super().__init__(**swin)
+        # Detectron2's class takes DropPath from timm, which it does not install, but only for a rate above 0.
+        with _LinspaceOnCpu():
+            super().__init__(drop_path_rate=0.0, **swin)
+        blocks = [block for layer in self.layers for block in layer.blocks]
+        for i, block in enumerate(blocks):
+            block.drop_path = DropPath(drop_path_rate * i / max(len(blocks) - 1, 1))
         self._names = {f"p{i}": f"res{i + 2}" for i in self.out_indices}
         unknown = set(out_features) - set(self._names.values())
         if unknown:
@@ -61,3 +69,29 @@ class D2SwinTransformer(SwinTransformer):
 
     def _renamed(self, values: dict) -> dict:
         return {self._names[name]: value for name, value in values.items() if self._names[name] in self._out_features}
+
+
+class DropPath(nn.Module):
+    """Leaves out a residual branch of an image with the given probability, in training (stochastic depth)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, ...) -> the same shape; what stays is scaled up, so that the mean is kept."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * (keep / (1 - self.rate))
+
+    def extra_repr(self) -> str:
+        return f"{self.rate:.3f}"
+
+
+class _LinspaceOnCpu(TorchFunctionMode):
+    """Lets Detectron2's constructor read its drop path rates, which it makes as a tensor, on the meta device too."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        return func(*args, **(kwargs | {"device": "cpu"} if func is torch.linspace else kwargs))
