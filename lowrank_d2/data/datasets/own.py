@@ -1,0 +1,83 @@
+"""A user's own COCO files as datasets, without code: `register_own` for training, `register_json` for one file."""
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Sequence
+
+import numpy as np
+
+from lowrank_d2.data.coco_json import CocoData, read_coco
+from lowrank_d2.data.datasets.catalog import register
+from lowrank_d2.errors import DataError
+
+TRAIN, VAL = "own_train", "own_val"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Names under which the two splits are registered, and the classes of both."""
+
+    train: str
+    val: str
+    classes: list[str]
+
+
+def register_own(
+    train_json: str | Path,
+    train_images: str | Path,
+    val_json: str | Path | None = None,
+    val_images: str | Path | None = None,
+    *,
+    seed: int = 0,
+    skip_missing: bool = False,
+) -> OwnData:
+    """Registers own data as `own_train` and `own_val`; without a validation file a seeded tenth is held out.
+
+    Raises:
+        DataError: a file cannot be used, the validation categories differ by name, or there is only one image to split.
+    """
+    data = read_coco(train_json, train_images, skip_missing=skip_missing)
+    if val_json is None:
+        data.report.raise_errors()
+        train, val = split_records(data.records, seed)
+        if len(data.records) < 10:
+            data.report.add(
+                "warning", "few-images", f"{len(data.records)} images: {len(train)} train, {len(val)} val",
+                "a validation set of so few images says little", "Give a validation file with --val-json",
+            )
+        _register(TRAIN, CocoData(train, data.classes, data.category_ids, data.report))
+        _register(VAL, CocoData(val, data.classes, data.category_ids, data.report))
+    else:
+        _register(TRAIN, data)
+        register_json(VAL, val_json, val_images or train_images, classes=data.classes, skip_missing=skip_missing)
+    return OwnData(TRAIN, VAL, data.classes)
+
+
+def register_json(
+    name: str, json_file: str | Path, image_root: str | Path, *, classes: Sequence[str] | None = None, skip_missing: bool = False
+) -> CocoData:
+    """Registers one COCO file under `name` and returns what was read; see `read_coco` for `classes` and the errors."""
+    data = read_coco(json_file, image_root, classes=classes, skip_missing=skip_missing)
+    _register(name, data)
+    return data
+
+
+def split_records(records: Sequence[dict], seed: int = 0, share: float = 0.1) -> tuple[list[dict], list[dict]]:
+    """Divides records into (train, val) at random but repeatably: a function of the image ids and the seed alone.
+
+    Raises:
+        DataError: there is only one image.
+    """
+    if len(records) < 2:
+        raise DataError(f"{len(records)} image cannot be divided into train and val. Give a validation file with --val-json.")
+    ordered = sorted(records, key=lambda record: record["image_id"])
+    held_out = set(np.random.default_rng(seed).permutation(len(ordered))[: max(1, round(share * len(ordered)))].tolist())
+    train = [record for position, record in enumerate(ordered) if position not in held_out]
+    return train, [record for position, record in enumerate(ordered) if position in held_out]
+
+
+def _register(name: str, data: CocoData) -> None:
+    mapping = {key: index for index, key in enumerate(data.category_ids)}
+    register(name, lambda: data, data.classes, evaluator_type="coco", thing_dataset_id_to_contiguous_id=mapping)
