@@ -20,7 +20,9 @@ _METADATA_KEY = "lowrank_d2_methods"
 def attach_hooks(model: nn.Module) -> None:
     """Registers the three hooks below; they are plain functions, so that the model can be copied and pickled."""
     model.register_state_dict_post_hook(_record_methods)
-    model.register_load_state_dict_pre_hook(_before_load)
+    handle = model.register_load_state_dict_pre_hook(_before_load)
+    # First of all: a model that renames tensors should not have to understand a delta before it is refused.
+    model._load_state_dict_pre_hooks.move_to_end(handle.id, last=False)
     model.register_load_state_dict_post_hook(_after_load)
 
 

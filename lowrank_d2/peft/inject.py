@@ -10,6 +10,7 @@ from lowrank_d2.peft import checks
 from lowrank_d2.peft.adapted import PACKED, AdaptedLinear, WeightMethod, adapt_linear
 from lowrank_d2.peft.adapter import Adapter, SequentialAdapter
 from lowrank_d2.peft.config import Method, PeftConfig
+from lowrank_d2.peft.delta import read_header
 from lowrank_d2.peft.hooks import attach_hooks
 from lowrank_d2.peft.trainable import count, freeze
 
@@ -37,15 +38,19 @@ def inject(
 def apply_peft(model: nn.Module, peft: PeftConfig) -> nn.Module:
     """Adapts `model` as `peft` says; the last line of a meta-architecture's constructor.
 
-    With no method, TRAIN "all" and no delta, parameters, modules and names stay untouched. What `peft` said is kept as
-    `model.peft_config` for delta files.
+    With no method, TRAIN "all" and no delta, parameters, modules and names stay untouched. With a delta its header
+    completes `peft`; its tensors follow when the base's weights are loaded. What holds in the end is kept as
+    `model.peft_config`.
 
     Raises:
         ConfigError: as `inject`.
+        DeltaError: the delta cannot be read, or was made by other methods.
     """
     before = getattr(model, "peft_config", None)
     if before is not None and not before.is_plain:
         raise ConfigError(f"This {type(model).__name__} is adapted already. Pass all methods in one call.")
+    if peft.delta:
+        peft = peft.with_header(read_header(peft.delta))
     plans = [(method, _plan(model, method)) for method in peft.methods]  # everything is checked before anything changes
     for method, places in plans:
         for place in places:

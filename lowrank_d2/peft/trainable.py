@@ -85,7 +85,7 @@ def freeze(model: nn.Module, train: str, train_label_embedding: bool) -> None:
 
 
 def below(name: str, prefixes: Union[str, Iterable[str]]) -> bool:
-    """Whether `name` lies below a prefix: "decoder" or "decoder." covers "decoder.norm.bias", not "decoder_norm.bias"."""
+    """Whether `name` lies below a prefix: "decoder" or "decoder." covers "decoder.norm.bias", not "decoder_norm"."""
     prefixes = (prefixes,) if isinstance(prefixes, str) else prefixes
     return any(f"{name}.".startswith(f"{prefix.removesuffix('.')}.") for prefix in prefixes)
 
