@@ -120,10 +120,16 @@ def _add_swin(cfg: CN) -> None:
 
 def _add_input(cfg: CN) -> None:
     node = cfg.INPUT
+    # Training augmentation: "lowrank_instance" (scale jitter that keeps the aspect ratio, then a crop of fixed size),
+    # "coco_instance_lsj", "coco_instance_detr" as upstream; upstream's default below means Detectron2's own augmentation.
     node.DATASET_MAPPER_NAME = "MaskDINO_semantic"
     node.IMAGE_SIZE = 1024  # side of the training canvas of the large-scale-jitter mappers
-    node.MIN_SCALE = 0.1
+    node.CANVAS = []  # (height, width) of the canvas of "lowrank_instance"; []: IMAGE_SIZE squared
+    node.MIN_SCALE = 0.1  # scale jitter; at 1 the image just fits into the canvas
     node.MAX_SCALE = 2.0
+    node.EXIF = "apply"  # "apply" turns images upright as their EXIF tag says, "ignore" takes the pixels as stored
+    node.MAX_PIXELS = 178956970  # larger images are refused from their header, never decoded
+    # Accepted and without effect on instances, as upstream.
     node.COLOR_AUG_SSD = False
     node.SIZE_DIVISIBILITY = -1
 
