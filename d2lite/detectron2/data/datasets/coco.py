@@ -241,13 +241,15 @@ def _convert(records: list[dict], metadata) -> dict:
         for annotation in record.get("annotations", []):
             annotations.append(_to_coco_annotation(annotation, len(annotations) + 1, image["id"], to_dataset_id))
     categories = [{"id": int(to_dataset_id(i)), "name": name} for i, name in enumerate(metadata.thing_classes)]
-    return {
+    content = {
         "info": {"description": "Converted from a dataset registered with Detectron2."},
         "licenses": None,
         "images": images,
-        "annotations": annotations,
         "categories": categories,
     }
+    if annotations:  # no key at all says "unlabelled" to the evaluator, an empty list "labelled, and nothing is there"
+        content["annotations"] = annotations
+    return content
 
 
 def _fingerprint(records: list[dict], metadata) -> str:

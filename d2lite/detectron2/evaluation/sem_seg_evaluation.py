@@ -1,0 +1,185 @@
+"""Intersection over union and accuracy of semantic segmentation."""
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+from collections import OrderedDict
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from PIL import Image
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from .evaluator import DatasetEvaluator
+
+logger = logging.getLogger(__name__)
+
+
+def load_image_into_numpy_array(filename: str, dtype: np.dtype | str | None = None) -> np.ndarray:
+    """The pixels of an image file as they are stored, as `dtype`."""
+    with PathManager.open(filename, "rb") as f:
+        return np.asarray(Image.open(f), dtype=dtype)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, NaN where whole is 0."""
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+
+
+class SemSegEvaluator(DatasetEvaluator):
+    """mIoU and its relatives, 0..100, over a registered dataset with sem_seg_file_name.
+
+    Classes are those of the metadata's stuff_classes. Averages leave out classes that the ground truth does not have.
+
+    Args:
+        dataset_name: registered; records have file_name and sem_seg_file_name.
+        distributed: sum over all processes; otherwise each evaluates its own.
+        output_dir: gets sem_seg_predictions.json and sem_seg_evaluation.pth; None: nothing is written.
+        sem_seg_loading_fn: (file name, dtype) -> (H, W) labels.
+        num_classes, ignore_label: outdated; the metadata's stuff_classes and ignore_label count.
+    """
+
+    def __init__(
+        self,
+        dataset_name,
+        distributed=True,
+        output_dir=None,
+        *,
+        sem_seg_loading_fn=load_image_into_numpy_array,
+        num_classes=None,
+        ignore_label=None,
+    ):
+        for name, value in (("num_classes", num_classes), ("ignore_label", ignore_label)):
+            if value is not None:
+                logger.warning(f"SemSegEvaluator({name}=...) is outdated; it comes from the metadata.")
+        metadata = MetadataCatalog.get(dataset_name)
+        self._dataset_name = dataset_name
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._cpu_device = torch.device("cpu")
+        self._class_names = metadata.stuff_classes
+        self._num_classes = len(metadata.stuff_classes)
+        if num_classes is not None:
+            assert num_classes == self._num_classes, (
+                f"num_classes is {num_classes}, but '{dataset_name}' has {self._num_classes} stuff_classes."
+            )
+        self._ignore_label = ignore_label if ignore_label is not None else metadata.ignore_label
+        contiguous = metadata.get("stuff_dataset_id_to_contiguous_id")
+        self._contiguous_id_to_dataset_id = {v: k for k, v in contiguous.items()} if contiguous else None
+        self.input_file_to_gt_file = {
+            record["file_name"]: record["sem_seg_file_name"] for record in DatasetCatalog.get(dataset_name)
+        }
+        self.sem_seg_loading_fn = sem_seg_loading_fn
+        self.reset()
+
+    def reset(self) -> None:
+        # [prediction, ground truth]; the last row and column stand for pixels without a label.
+        shape = (self._num_classes + 1, self._num_classes + 1)
+        self._conf_matrix = np.zeros(shape, dtype=np.int64)
+        self._b_conf_matrix = np.zeros(shape, dtype=np.int64)
+        self._predictions: list[dict] = []
+
+    def _count(self, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        side = self._num_classes + 1
+        pairs = side * prediction.reshape(-1).astype(np.int64) + truth.reshape(-1).astype(np.int64)
+        return np.bincount(pairs, minlength=side * side).reshape(side, side)
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """
+        Args:
+            inputs: with "file_name".
+            outputs: with "sem_seg", scores (C, H, W) in the size of the label file.
+        """
+        for record, output in zip(inputs, outputs):
+            prediction = output["sem_seg"].argmax(dim=0).to(self._cpu_device).numpy().astype(int)
+            truth = np.array(self.sem_seg_loading_fn(self.input_file_to_gt_file[record["file_name"]], dtype=int))
+            truth[truth == self._ignore_label] = self._num_classes
+            self._conf_matrix += self._count(prediction, truth)
+            self._b_conf_matrix += self._count(
+                self._mask_to_boundary(prediction.astype(np.uint8)), self._mask_to_boundary(truth.astype(np.uint8))
+            )
+            self._predictions.extend(self.encode_json_sem_seg(prediction, record["file_name"]))
+
+    def _mask_to_boundary(self, mask: np.ndarray, dilation_ratio: float = 0.02) -> np.ndarray:
+        """Labels near a boundary, 0 elsewhere (Cheng et al., Boundary IoU, 2021); a share of the diagonal is near."""
+        assert mask.ndim == 2, f"A label map has the shape (H, W), got {mask.shape}."
+        distance = max(1, int(round(dilation_ratio * np.hypot(*mask.shape))))
+        # The padding makes the image's border a boundary too.
+        padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+        inside = cv2.erode(padded, np.ones((3, 3), dtype=np.uint8), iterations=distance)[1:-1, 1:-1]
+        return mask - inside
+
+    def evaluate(self) -> OrderedDict | None:
+        """{"sem_seg": {mIoU, fwIoU, IoU-<class>, BoundaryIoU-<class>, min(IoU, B-Iou)-<class>, mACC, pACC,
+        ACC-<class>}}; None on other processes than the main one."""
+        if self._distributed:
+            comm.synchronize()
+            matrices = comm.gather((self._conf_matrix, self._b_conf_matrix), dst=0)
+            predictions = comm.gather(self._predictions, dst=0)
+            if not comm.is_main_process():
+                return None
+            self._conf_matrix = sum(matrix for matrix, _ in matrices)
+            self._b_conf_matrix = sum(matrix for _, matrix in matrices)
+            self._predictions = list(itertools.chain.from_iterable(predictions))
+        if self._output_dir:
+            PathManager.mkdirs(self._output_dir)
+            with PathManager.open(os.path.join(self._output_dir, "sem_seg_predictions.json"), "w") as f:
+                json.dump(self._predictions, f)
+
+        metrics = self._metrics()
+        if self._output_dir:
+            with PathManager.open(os.path.join(self._output_dir, "sem_seg_evaluation.pth"), "wb") as f:
+                torch.save(metrics, f)
+        results = OrderedDict({"sem_seg": metrics})
+        logger.info(results)
+        return results
+
+    @staticmethod
+    def _iou(matrix: np.ndarray) -> np.ndarray:
+        """IoU of each class, NaN for one that is neither predicted nor true. Unlabelled pixels count as neither."""
+        right = matrix.diagonal()[:-1].astype(float)
+        true, predicted = matrix[:-1, :-1].sum(axis=0), matrix[:-1, :-1].sum(axis=1)
+        return _ratio(right, true + predicted - right)
+
+    def _metrics(self) -> dict[str, float]:
+        right = self._conf_matrix.diagonal()[:-1].astype(float)
+        true = self._conf_matrix[:-1, :-1].sum(axis=0).astype(float)
+        present = true > 0
+        accuracy = _ratio(right, true)
+        iou, boundary = self._iou(self._conf_matrix), self._iou(self._b_conf_matrix)
+        iou[~present] = np.nan
+
+        def mean(values: np.ndarray) -> float:
+            return float(100 * values.mean()) if values.size else float("nan")
+
+        share = true / max(true.sum(), 1)
+        metrics = {"mIoU": mean(iou[present]), "fwIoU": float(100 * (iou[present] * share[present]).sum())}
+        for i, name in enumerate(self._class_names):
+            metrics[f"IoU-{name}"] = float(100 * iou[i])
+            metrics[f"BoundaryIoU-{name}"] = float(100 * boundary[i])
+            metrics[f"min(IoU, B-Iou)-{name}"] = float(100 * min(iou[i], boundary[i]))
+        metrics["mACC"] = mean(accuracy[present])
+        metrics["pACC"] = float(100 * right.sum() / max(true.sum(), 1))
+        for i, name in enumerate(self._class_names):
+            metrics[f"ACC-{name}"] = float(100 * accuracy[i])
+        return metrics
+
+    def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[dict]:
+        """A label map (H, W) as COCO's stuff results: one RLE a class."""
+        encoded = []
+        for label in np.unique(sem_seg):
+            category = int(label)
+            if self._contiguous_id_to_dataset_id is not None:
+                assert label in self._contiguous_id_to_dataset_id, f"Label {label} has no id in the metadata."
+                category = self._contiguous_id_to_dataset_id[category]
+            rle = mask_util.encode(np.asfortranarray(sem_seg == label, dtype=np.uint8))
+            rle["counts"] = rle["counts"].decode("utf-8")
+            encoded.append({"file_name": input_file_name, "category_id": category, "segmentation": rle})
+        return encoded
