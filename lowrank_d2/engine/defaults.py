@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Callable, List, Mapping, Optional, Sequence, Union
@@ -17,21 +18,14 @@ from detectron2.utils.logger import setup_logger
 from lowrank_d2.config import add_lowrank_config
 from lowrank_d2.engine.config_file import FILE_ENDINGS, Setting, read_settings, settings_of_words
 from lowrank_d2.engine.config_values import merge_settings, nearest
-from lowrank_d2.errors import ConfigError, LowRankError
+from lowrank_d2.engine.interrupt import Interrupted, raise_on_terminate
+from lowrank_d2.errors import ConfigError, LowRankError, OutputError
 
 # Meta-architecture -> its package below projects/, "FOLDER/package". Importing the package registers the models; its
 # `add_config(cfg)` declares their keys.
 PROJECTS: Mapping[str, str] = {}
 
 logger = logging.getLogger(__name__)
-
-
-class Interrupted(BaseException):
-    """The run was asked to stop by a signal and has saved its state."""
-
-    def __init__(self, signal_number: int):
-        super().__init__(f"stopped by signal {signal_number}")
-        self.exit_code = 128 + signal_number
 
 
 def load_config(files: Union[str, Sequence[str]], opts: Sequence[str] = ()) -> CfgNode:
@@ -82,6 +76,21 @@ def check_device(cfg: CfgNode) -> None:
             raise ConfigError("This GPU does not compute in bfloat16. Set SOLVER.AMP.DTYPE float16.")
 
 
+def prepare_output_dir(folder: str) -> None:
+    """Makes `folder` and tries to write there.
+
+    Raises:
+        OutputError: it is a file, or nothing can be written.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = "it is a file" if os.path.isfile(folder) else error.strerror
+        raise OutputError(f"OUTPUT_DIR {folder} cannot be written: {reason}. Name another folder.") from error
+
+
 def tool_parser(description: str) -> argparse.ArgumentParser:
     """A parser with what every tool has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -126,6 +135,7 @@ def run_tool(
     args = parse(parser, words)
     saved_stdout = _stdout_to_stderr() if getattr(args, "json", False) else None
     result: Union[None, int, dict] = None
+    raise_on_terminate()
     try:
         for name in ("detectron2", "fvcore", "lowrank_d2"):
             setup_logger(name=name)

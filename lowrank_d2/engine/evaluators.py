@@ -1,0 +1,61 @@
+"""Which evaluator a dataset gets, and how its results are read: AP 0..100, masks before boxes."""
+import math
+from typing import Any, List, Mapping, Optional, Tuple
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from tabulate import tabulate
+
+from lowrank_d2.errors import ConfigError
+
+
+def build_evaluator(dataset_name: str, output_dir: str) -> DatasetEvaluator:
+    """COCO's bbox and segm AP, or Cityscapes' own AP for datasets of its evaluator type.
+
+    Raises:
+        ConfigError: an evaluator type without evaluator.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+    if kind == "coco":
+        return COCOEvaluator(dataset_name, output_dir=output_dir, allow_cached_coco=False)
+    if kind == "cityscapes_instance":
+        from lowrank_d2.evaluation.cityscapes import CityscapesInstanceEvaluator
+
+        return CityscapesInstanceEvaluator(dataset_name)
+    raise ConfigError(
+        f"The dataset {dataset_name} has the evaluator type {kind!r}; this trainer knows 'coco' and "
+        "'cityscapes_instance'. Override build_evaluator."
+    )
+
+
+def headline_ap(results: Mapping[str, Any]) -> Optional[float]:
+    """Mask AP, else box AP, else the first AP, of one dataset's results or of the first dataset's; None without any."""
+    tasks = {name: metrics for name, metrics in results.items() if isinstance(metrics, Mapping)}
+    for task in ["segm", "bbox", *tasks]:
+        if "AP" in tasks.get(task, {}):
+            value = float(tasks[task]["AP"])
+            return None if math.isnan(value) else value
+    for metrics in tasks.values():
+        if any(isinstance(inner, Mapping) for inner in metrics.values()):
+            return headline_ap(metrics)
+    return None
+
+
+def ap_table(results: Mapping[str, Any]) -> str:
+    """A short table of AP, AP50, AP75 by task, masks first; by dataset where there are several."""
+    rows = _rows(results, "")
+    if not rows:
+        return "no AP was computed"
+    return tabulate(rows, headers=["", "AP", "AP50", "AP75"], floatfmt=".2f", missingval="-")
+
+
+def _rows(results: Mapping[str, Any], prefix: str) -> List[Tuple]:
+    rows: List[Tuple] = []
+    for name in sorted(results, key=lambda task: (task != "segm", task != "bbox")):
+        metrics = results[name]
+        if isinstance(metrics, Mapping) and "AP" in metrics:
+            label = prefix + {"segm": "masks", "bbox": "boxes"}.get(name, name)
+            rows.append((label, *(metrics.get(key) for key in ("AP", "AP50", "AP75"))))
+        elif isinstance(metrics, Mapping):
+            rows += _rows(metrics, f"{prefix}{name} ")
+    return rows
