@@ -102,8 +102,9 @@ class EventStorage:
         hint = self._smoothing_hints.setdefault(name, smoothing_hint)
         assert hint == smoothing_hint, f"Scalar {name} was stored with smoothing_hint={hint} before"
         iteration = self._iter if cur_iter is None else cur_iter
-        self._latest_scalars[name] = (value, iteration)
+        # In this order, because a writer may read in another thread what it finds among the latest.
         self._history[name].update(value, iteration)
+        self._latest_scalars[name] = (value, iteration)
 
     def put_scalars(self, *, smoothing_hint=True, cur_iter=None, **kwargs):
         """put_scalar for every keyword."""
@@ -174,7 +175,7 @@ class EventStorage:
     def latest_with_smoothing_hint(self, window_size=20):
         """Like latest(), but hinted scalars give the median over the last `window_size` iterations."""
         result = {}
-        for name, (value, iteration) in self._latest_scalars.items():
+        for name, (value, iteration) in list(self._latest_scalars.items()):
             if self._smoothing_hints[name]:
                 value = self._history[name].median(self.count_samples(name, window_size))
             result[name] = (value, iteration)
