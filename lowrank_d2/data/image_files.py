@@ -193,7 +193,7 @@ def _check_regular(path: str) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format not in ("JPEG", "PNG", "TIFF", "WEBP", "MPO") or (image.format == "JPEG" and "exif" not in image.info):
+    if image.format != "TIFF" and "exif" not in image.info:  # Pillow would decode a PNG to look behind its pixels
         return 1
     return int(image.getexif().get(_ORIENTATION) or 1)
 
