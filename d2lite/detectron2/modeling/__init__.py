@@ -1,5 +1,6 @@
 """Models: registries and builders, backbones, and postprocessing."""
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import box_regression, matcher, poolers, sampling
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, build_anchor_generator
 from detectron2.modeling.backbone import (
     BACKBONE_REGISTRY,
@@ -28,6 +29,7 @@ from detectron2.modeling.meta_arch import (
     build_model,
     build_sem_seg_head,
 )
+from detectron2.modeling.mmdet_wrapper import MMDetBackbone, MMDetDetector
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator import (
     PROPOSAL_GENERATOR_REGISTRY,

@@ -6,6 +6,7 @@ from detectron2.utils.registry import Registry
 
 ANCHOR_GENERATOR_REGISTRY = Registry("ANCHOR_GENERATOR")
 
+BufferList = refused_class("BufferList", __name__, nn.Module)
 DefaultAnchorGenerator = refused_class("DefaultAnchorGenerator", __name__, nn.Module)
 RotatedAnchorGenerator = refused_class("RotatedAnchorGenerator", __name__, nn.Module)
 ANCHOR_GENERATOR_REGISTRY.register(DefaultAnchorGenerator)

@@ -1,4 +1,5 @@
 """Helpers for tests of detection code."""
+import io
 import os
 import tempfile
 import unittest
@@ -15,7 +16,6 @@ get_model_no_weights = refused("get_model_no_weights", __name__)
 get_sample_coco_image = refused("get_sample_coco_image", __name__)
 has_dynamic_axes = refused("has_dynamic_axes", __name__)
 register_custom_op_onnx_export = refused("register_custom_op_onnx_export", __name__)
-reload_script_model = refused("reload_script_model", __name__)
 skipIfUnsupportedMinOpsetVersion = refused("skipIfUnsupportedMinOpsetVersion", __name__)
 unregister_custom_op_onnx_export = refused("unregister_custom_op_onnx_export", __name__)
 
@@ -65,6 +65,14 @@ def reload_lazy_config(cfg):
         path = os.path.join(folder, "cfg.yaml")
         LazyConfig.save(cfg, path)
         return LazyConfig.load(path)
+
+
+def reload_script_model(module):
+    """A scripted module as it comes back from a file."""
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    buffer.seek(0)
+    return torch.jit.load(buffer)
 
 
 def skipIfUnsupportedMinTorchVersion(min_version):

@@ -1,4 +1,5 @@
 """Backbones: ResNet, FPN and Swin; the names of the others need a full Detectron2."""
+from detectron2.modeling.backbone import utils
 from detectron2.modeling.backbone.backbone import Backbone
 from detectron2.modeling.backbone.build import BACKBONE_REGISTRY, build_backbone
 from detectron2.modeling.backbone.fpn import FPN
@@ -34,4 +35,5 @@ __all__ = [
     "build_resnet_backbone",
     "get_vit_lr_decay_rate",
     "make_stage",
+    "utils",
 ]

@@ -1,4 +1,5 @@
 """Proposal generators: the registries; the generators need a full Detectron2."""
+from detectron2.modeling.proposal_generator import proposal_utils
 from detectron2.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY, build_proposal_generator
 from detectron2.modeling.proposal_generator.rpn import RPN, RPN_HEAD_REGISTRY, StandardRPNHead, build_rpn_head
 from detectron2.modeling.proposal_generator.rrpn import RRPN
@@ -11,4 +12,5 @@ __all__ = [
     "StandardRPNHead",
     "build_proposal_generator",
     "build_rpn_head",
+    "proposal_utils",
 ]

@@ -8,3 +8,4 @@ __all__ = ["fast_rcnn_inference", "FastRCNNOutputLayers"]
 FastRCNNOutputLayers = refused_class("FastRCNNOutputLayers", __name__, nn.Module)
 fast_rcnn_inference = refused("fast_rcnn_inference", __name__)
 fast_rcnn_inference_single_image = refused("fast_rcnn_inference_single_image", __name__)
+_log_classification_stats = refused("_log_classification_stats", __name__)
