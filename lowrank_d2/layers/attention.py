@@ -129,9 +129,11 @@ class DeformableAttention(AttentionBlock):
         query = x + pos
         per_place = (self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).unflatten(-1, (*per_place, 2))
-        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1).unflatten(-1, per_place[1:])
+        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
         locations = reference[..., None, None, None, :2] + self._in_fractions(offsets, reference, shapes)
-        attended = ms_deform_attn(value.unflatten(-1, (self.num_heads, -1)), shapes, locations, weights)
+        attended = ms_deform_attn(
+            value.unflatten(-1, (self.num_heads, -1)), shapes, locations, weights.unflatten(-1, per_place[1:])
+        )
         return self.join(x, self.output_proj(attended))
 
     def _in_fractions(self, offsets: Tensor, reference: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:

@@ -1,1 +1,2 @@
-"""Models; importing `lowrank_d2` registers them with Detectron2."""
+"""Models; importing this registers them with Detectron2."""
+from lowrank_d2.modeling import backbone, maskdino  # noqa: F401

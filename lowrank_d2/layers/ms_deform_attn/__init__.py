@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention (Zhu et al. 2021, https://arxiv.org/abs/2010.04159, equation 3): the public function."""
+"""Multi-scale deformable attention (https://arxiv.org/abs/2010.04159, equation 3): the public function."""
 from typing import Sequence
 
 from torch import Tensor
@@ -30,7 +30,7 @@ def ms_deform_attn(
         raise ValueError(f"value has {s} cells, but the maps {list(spatial_shapes)} have another number of them.")
     if attention_weights.shape != (n, q, m, levels, points) or sampling_locations.shape != (n, q, m, levels, points, 2):
         raise ValueError(
-            f"Locations {tuple(sampling_locations.shape)} and weights {tuple(attention_weights.shape)} do not fit value "
+            f"Locations {tuple(sampling_locations.shape)}, weights {tuple(attention_weights.shape)} do not fit value "
             f"{tuple(value.shape)} with {levels} maps: (N, Q, M, L, P, 2) and (N, Q, M, L, P) are expected."
         )
     return ms_deform_attn_torch(value, spatial_shapes, sampling_locations, attention_weights)

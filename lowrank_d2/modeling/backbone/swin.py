@@ -1,4 +1,4 @@
-"""Swin Transformer (https://arxiv.org/abs/2103.14030) under the name, keys and output names that Mask DINO configs use."""
+"""Swin Transformer (https://arxiv.org/abs/2103.14030) under the names that Mask DINO configs use."""
 from typing import Any, Callable, Sequence
 
 import torch

@@ -25,8 +25,8 @@ def resolve(cfg: CfgNode) -> tuple[CfgNode, PeftConfig]:
     if cfg.MODEL.PEFT.DELTA:
         if not cfg.MODEL.WEIGHTS:
             raise ConfigError(
-                f"MODEL.PEFT.DELTA is {cfg.MODEL.PEFT.DELTA}, but MODEL.WEIGHTS is empty: a delta only holds what was tuned. "
-                "Set MODEL.WEIGHTS to the base checkpoint that it was trained on."
+                f"MODEL.PEFT.DELTA is {cfg.MODEL.PEFT.DELTA}, but MODEL.WEIGHTS is empty: a delta holds only what was "
+                "tuned. Set MODEL.WEIGHTS to the base checkpoint that it was trained on."
             )
         header = delta.read_header(cfg.MODEL.PEFT.DELTA)
         peft = peft.with_header(header)
@@ -39,18 +39,16 @@ def resolve(cfg: CfgNode) -> tuple[CfgNode, PeftConfig]:
 
 
 def has_no_object_logit(cfg: CfgNode) -> bool:
-    """Whether the class head has one more output than classes. As upstream also where the losses do not use it (Q11)."""
+    """Whether the class head has an output for "nothing"; as upstream also where the losses do not use it (Q11)."""
     node = cfg.MODEL.MaskDINO
-    return (
-        node.SEMANTIC_CE_LOSS and node.TEST.SEMANTIC_ON and not (node.FIX.PANOPTIC_CE and node.TEST.PANOPTIC_ON)
-    )
+    return node.SEMANTIC_CE_LOSS and node.TEST.SEMANTIC_ON and not (node.FIX.PANOPTIC_CE and node.TEST.PANOPTIC_ON)
 
 
 def inference_options(cfg: CfgNode) -> InferenceOptions:
     """The tasks of MODEL.MaskDINO.TEST; with panoptic segmentation the things come from the training set's metadata."""
     node, test = cfg.MODEL.MaskDINO, cfg.MODEL.MaskDINO.TEST
-    softmax = has_no_object_logit(cfg) and not test.PANOPTIC_ON
     return InferenceOptions(
+        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         instance=test.INSTANCE_ON,
         panoptic=test.PANOPTIC_ON,
         semantic=test.SEMANTIC_ON,
@@ -59,7 +57,7 @@ def inference_options(cfg: CfgNode) -> InferenceOptions:
         object_threshold=test.OBJECT_MASK_THRESHOLD,
         overlap_threshold=test.OVERLAP_THRESHOLD,
         temperature=test.PANO_TEMPERATURE if test.PANO_TRANSFORM_EVAL else None,
-        softmax=softmax,
+        softmax=has_no_object_logit(cfg) and not test.PANOPTIC_ON,
         resize_first=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE or test.INSTANCE_ON or test.PANOPTIC_ON,
         thing_classes=_thing_classes(cfg) if test.PANOPTIC_ON else None,
     )
@@ -71,8 +69,9 @@ def _thing_classes(cfg: CfgNode) -> tuple[int, ...]:
         ids = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_dataset_id_to_contiguous_id")
     if ids is None:
         raise ConfigError(
-            f"MODEL.MaskDINO.TEST.PANOPTIC_ON needs to know which classes are things, but DATASETS.TRAIN {cfg.DATASETS.TRAIN} "
-            "has no thing_dataset_id_to_contiguous_id in its metadata. Name a panoptic data set, or switch the task off."
+            "MODEL.MaskDINO.TEST.PANOPTIC_ON needs to know which classes are things, but DATASETS.TRAIN "
+            f"{cfg.DATASETS.TRAIN} has no thing_dataset_id_to_contiguous_id in its metadata. Name a panoptic data set, "
+            "or switch the task off."
         )
     return tuple(ids.values())
 
@@ -86,13 +85,14 @@ def _check(cfg: CfgNode) -> None:
     _one_of("MODEL.SEM_SEG_HEAD.FEATURE_ORDER", head.FEATURE_ORDER, FEATURE_ORDERS)
     if node.INITIALIZE_BOX_TYPE != "no" and not (node.TWO_STAGE and node.INITIAL_PRED):
         raise ConfigError(
-            f"MODEL.MaskDINO.INITIALIZE_BOX_TYPE {node.INITIALIZE_BOX_TYPE!r} takes the first boxes from the selection's "
-            "masks, which needs TWO_STAGE True and INITIAL_PRED True. Set these, or INITIALIZE_BOX_TYPE 'no'."
+            f"MODEL.MaskDINO.INITIALIZE_BOX_TYPE {node.INITIALIZE_BOX_TYPE!r} takes the first boxes from the masks of "
+            "the selection, which needs TWO_STAGE True and INITIAL_PRED True. Set these, or INITIALIZE_BOX_TYPE 'no'."
         )
     for key, width in (("MaskDINO.HIDDEN_DIM", node.HIDDEN_DIM), ("SEM_SEG_HEAD.CONVS_DIM", head.CONVS_DIM)):
         if width % 32:
             raise ConfigError(
-                f"MODEL.{key} is {width}, which 8 heads and the 32 groups of the norms cannot share. Choose a multiple of 32."
+                f"MODEL.{key} is {width}, which 8 heads and the 32 groups of the norms cannot share. Choose a multiple "
+                "of 32."
             )
     levels, features = head.TOTAL_NUM_FEATURE_LEVELS, head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES
     if levels < len(features) or not set(features) <= set(head.IN_FEATURES):

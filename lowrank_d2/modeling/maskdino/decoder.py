@@ -1,4 +1,4 @@
-"""Mask DINO's decoder (Li et al. 2023, https://arxiv.org/abs/2206.02777): select queries, refine them layer by layer."""
+"""Mask DINO's decoder (https://arxiv.org/abs/2206.02777): select queries, refine them layer by layer."""
 from dataclasses import dataclass, replace
 from typing import Optional, Sequence
 
@@ -46,7 +46,11 @@ class QuerySelection(nn.Module):
         self.enc_output_norm = nn.LayerNorm(embed_dim)
 
     def forward(
-        self, memory: Tensor, shapes: Sequence[tuple[int, int]], heads: PredictionHeads, padding: Optional[Tensor] = None
+        self,
+        memory: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        heads: PredictionHeads,
+        padding: Optional[Tensor] = None,
     ) -> Selection:
         """
         Args:
@@ -162,9 +166,10 @@ class MaskDINODecoder(nn.Module):
 
     def _flatten(self, features: PixelFeatures) -> tuple[Tensor, list[tuple[int, int]], Optional[Tensor]]:
         """The memory (N, S, D) with its levels in reversed order, their sizes, and the padding (N, S)."""
-        levels = list(features.memory[::-1])
+        levels = features.memory
         if self.input_proj:
             levels = [project(level) for project, level in zip(self.input_proj, levels)]
+        levels = levels[::-1]
         shapes = [tuple(level.shape[-2:]) for level in levels]
         memory = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         padding = None

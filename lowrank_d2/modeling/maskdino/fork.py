@@ -26,9 +26,9 @@ def translate_fork(cfg: CfgNode) -> CfgNode:
     """
     if cfg.USE_LORA:
         raise ConfigError(
-            "USE_LORA True asks for the fork's LoRA, in which q, k and v of the decoder's self-attention share one pair of "
-            "matrices: another function than the paper's. Set USE_LORA False and MODEL.PEFT.METHODS ['lora'] with "
-            f"MODEL.PEFT.LORA.RANK {cfg.LORA_RANK} and MODEL.PEFT.LORA.ALPHA {float(cfg.LORA_ALPHA)} to train the recipe anew."
+            "USE_LORA True asks for the fork's LoRA, in which q, k and v of the decoder's self-attention share a pair "
+            "of matrices: another function than the paper's. To train the recipe anew set USE_LORA False and "
+            f"MODEL.PEFT.METHODS ['lora'] with LORA.RANK {cfg.LORA_RANK} and LORA.ALPHA {float(cfg.LORA_ALPHA)}."
         )
     names = frozenset(cfg.SOLVER.IGNORE_FIX) - ADAPTER_MODULES
     if not cfg.USE_ADAPTERS and not names:

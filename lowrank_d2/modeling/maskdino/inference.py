@@ -23,6 +23,7 @@ class InferenceOptions:
     """Which results a model gives, and how they are made from its predictions.
 
     Attributes:
+        num_classes: logits beyond them mean "no object"; no instance is of that class.
         instance, panoptic, semantic: the tasks.
         max_instances: (query, class) pairs in the instance result.
         mask_quality: instance scores are class score x mean probability inside the mask.
@@ -33,6 +34,7 @@ class InferenceOptions:
         thing_classes: the classes of instances and of countable segments; None: all.
     """
 
+    num_classes: int
     instance: bool = True
     panoptic: bool = False
     semantic: bool = False
@@ -65,7 +67,9 @@ class Frame:
         return cxcywh_to_xyxy(boxes) * boxes.new_tensor([width, height] * 2)
 
 
-def image_results(prediction: Prediction, index: int, mask_features: Tensor, frame: Frame, options: InferenceOptions) -> dict:
+def image_results(
+    prediction: Prediction, index: int, mask_features: Tensor, frame: Frame, options: InferenceOptions
+) -> dict:
     """Detectron2's result dict of image `index`: "instances", "sem_seg", "panoptic_seg", each where it is asked for.
 
     Args:
@@ -73,8 +77,7 @@ def image_results(prediction: Prediction, index: int, mask_features: Tensor, fra
     """
     logits, boxes = prediction.logits[index].float(), prediction.boxes[index].float()
     mask_embed, mask_features = prediction.mask_embed[index].float(), mask_features[index].float()
-    class_logits = logits[:, :-1] if options.softmax else logits
-    probabilities = class_logits.sigmoid()
+    probabilities = logits.sigmoid()
     results: dict = {}
     if options.semantic:
         scores = probabilities
@@ -100,7 +103,7 @@ def image_results(prediction: Prediction, index: int, mask_features: Tensor, fra
         )
     if options.instance:
         results["instances"] = instance_results(
-            class_logits,
+            logits[:, : options.num_classes],
             boxes,
             mask_embed,
             mask_features,
@@ -119,9 +122,7 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
 
 
-def upsampled_pieces(
-    mask_embed: Tensor, mask_features: Tensor, frame: Frame
-) -> Iterator[tuple[slice, Tensor]]:
+def upsampled_pieces(mask_embed: Tensor, mask_features: Tensor, frame: Frame) -> Iterator[tuple[slice, Tensor]]:
     """Forms and upsamples masks a few at a time.
 
     Args:
@@ -229,7 +230,9 @@ def panoptic_results(
         scores, labels = (probabilities / temperature).softmax(-1).max(-1)
     winner, own_areas = _compete(scores[keep], mask_embed[keep], mask_features, frame)
     areas = torch.bincount(winner.index[winner.index >= 0], minlength=len(keep))
-    return _segments(winner, areas.tolist(), own_areas.tolist(), labels[keep].tolist(), overlap_threshold, set(thing_classes))
+    return _segments(
+        winner, areas.tolist(), own_areas.tolist(), labels[keep].tolist(), overlap_threshold, set(thing_classes)
+    )
 
 
 @dataclass(frozen=True)

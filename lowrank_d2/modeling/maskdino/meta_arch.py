@@ -183,7 +183,7 @@ class MaskDINO(nn.Module):
         }
 
     def peft_targets(self) -> tuple[str, ...]:
-        """Where LoRA goes by default: q and v of regular, offsets and values of deformable attention, in every layer."""
+        """Where LoRA goes by default: q and v of regular, offsets and values of deformable attention."""
         regular = ("self_attn.q_proj", "self_attn.v_proj")
         deformable = ("sampling_offsets", "value_proj")
         return regular + tuple(f"{block}.{name}" for block in ("self_attn", "cross_attn") for name in deformable)
@@ -223,7 +223,7 @@ def _as_tensor(masks: BitMasks | PolygonMasks | Tensor, size: tuple[int, int]) -
 
 
 def _adopt_state_dict(model: MaskDINO, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before loading: renames the original's and the fork's keys, and refuses what would leave the model half loaded."""
+    """Before loading: renames the original's and the fork's keys, refuses what would leave the model half loaded."""
     tensors = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith(prefix)}
     tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
     if weights.is_upstream(tensors):

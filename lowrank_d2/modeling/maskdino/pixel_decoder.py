@@ -143,8 +143,7 @@ class MaskDINOPixelDecoder(nn.Module):
         shapes = [tuple(x.shape[-2:]) for x in maps]
         areas = [h * w for h, w in shapes]
         x = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
-        level_of_cell = torch.cat([embed.expand(area, -1) for embed, area in zip(self.level_embed, areas)])
-        pos = torch.cat(list(encodings), dim=1) + level_of_cell
+        pos = torch.cat([encoding + level for encoding, level in zip(encodings, self.level_embed)], dim=1)
         reference = cell_centers(shapes, like=x)[None]
         flat_padding = None if padding is None else torch.cat([p.flatten(1) for p in padding], dim=1)
         for layer in self.encoder:
@@ -154,10 +153,16 @@ class MaskDINOPixelDecoder(nn.Module):
         )
 
     def _mask_features(self, features: Mapping[str, Tensor], memory: Sequence[Tensor]) -> Tensor:
-        """Adds the finest encoder level to the backbone's finer maps, coarse to fine."""
-        x = memory[0 if self.feature_order == "low2high" else -1]
+        """Adds the finest encoder level to the backbone's finer maps.
+
+        With several finer maps high2low goes from coarse to fine; low2high starts from the encoder each time, so that
+        only the finest map counts, as upstream.
+        """
+        x = None
         for name, lateral, output in reversed(list(zip(self.fine_features, self.lateral, self.output))):
             fine = lateral(features[name])
+            if self.feature_order == "low2high" or x is None:
+                x = memory[0 if self.feature_order == "low2high" else -1]
             x = output(fine + F.interpolate(x, size=fine.shape[-2:], mode="bilinear", align_corners=False))
         return self.mask_features(x)
 

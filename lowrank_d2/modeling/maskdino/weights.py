@@ -112,7 +112,7 @@ def from_upstream(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if "_lora_" in name:
             raise CheckpointError(
                 f"{name} belongs to the adapter fork's LoRA, in which q, k and v share one low-rank matrix: another "
-                "function than LoRA on q and v. It cannot be converted; train the recipe anew (MODEL.PEFT.METHODS ['lora'])."
+                "function than LoRA on q and v, so it cannot be converted. Train anew with MODEL.PEFT.METHODS ['lora']."
             )
         if name == _EMPTY_WEIGHT:
             continue
@@ -125,8 +125,8 @@ def from_upstream(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ours = _our_name(name)
         if ours in result and not _equal(result[ours], tensor):
             raise CheckpointError(
-                f"{name} is one of several copies of a shared tensor ({ours}), and they differ. The file is damaged or of "
-                "another model."
+                f"{name} is one of several copies of a shared tensor ({ours}), and they differ: the file is damaged or "
+                "of another model. Take the published file."
             )
         result[ours] = tensor
     return result
@@ -160,7 +160,7 @@ def check_loaded(
         raise CheckpointError(
             "The checkpoint has other shapes than the model: "
             + _listing(f"{n} {tuple(tensors[n].shape)} instead of {tuple(expected[n])}" for n in fatal)
-            + ". The config describes another model: compare MODEL.RESNETS, MODEL.SWIN, HIDDEN_DIM, DIM_FEEDFORWARD and levels."
+            + ". The config describes another model: compare the backbone, HIDDEN_DIM, both DIM_FEEDFORWARD and levels."
         )
     for name in wrong:
         del tensors[name]
@@ -179,7 +179,8 @@ def check_loaded(
                 "Load a complete checkpoint; files with tuned tensors alone belong into MODEL.PEFT.DELTA."
             )
     if absent:
-        logger.warning("The checkpoint has no %s: it keeps its initialisation.", " and no ".join(absent).replace("_", " "))
+        parts = " and no ".join(absent).replace("_", " ")
+        logger.warning("The checkpoint has no %s: it keeps its initialisation.", parts)
     if anew:
         logger.warning("Initialised anew, because the checkpoint has other classes: %s", ", ".join(anew))
 
