@@ -1,0 +1,25 @@
+"""How large a configured model is and how much of it trains, without allocating it."""
+import torch
+from detectron2.config import CfgNode
+from tabulate import tabulate
+
+from lowrank_d2.engine.trainer import LowRankTrainer
+from lowrank_d2.peft import Counts, count
+
+
+def report(cfg: CfgNode) -> Counts:
+    """Counts the parameters of the model that `cfg` describes, built on the meta device."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return count(LowRankTrainer.build_model(cfg))
+
+
+def table(counts: Counts) -> str:
+    """The counts as text, one row a component."""
+    rows = [[name, row["base"], row["added"], row["trainable"]] for name, row in counts.by_component.items()]
+    rows.append(["total", counts.base, counts.added, counts.trainable])
+    shown = [[name, *(f"{number:,}" for number in numbers)] for name, *numbers in rows]
+    text = tabulate(shown, headers=["component", "base", "added", "trainable"], colalign=["left", *["right"] * 3])
+    return f"{text}\n{counts.trainable:,} of {counts.total:,} parameters train: {counts.percent_trainable:.3f} %"
