@@ -1,0 +1,89 @@
+"""Weights for others: a merged checkpoint from a base and its delta, and files under the original's names."""
+import json
+from pathlib import Path
+from typing import Callable, Mapping, Optional
+
+import torch
+from detectron2.config import CfgNode
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lowrank_d2.engine.checkpoint import LowRankCheckpointer, read_checkpoint
+from lowrank_d2.engine.trainer import LowRankTrainer
+from lowrank_d2.errors import CheckpointError, ConfigError
+from lowrank_d2.files import PathLike, replacing
+from lowrank_d2.modeling.maskdino import weights as maskdino
+from lowrank_d2.peft import DeltaHeader, merge, read_header
+from lowrank_d2.peft.delta import MARKER
+
+# What `--to` can name -> a function from our state dict to that format's.
+FORMATS: Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {"maskdino": maskdino.to_upstream}
+
+
+def write_weights(tensors: Mapping[str, Tensor], path: PathLike, metadata: Optional[Mapping[str, str]] = None) -> None:
+    """Writes a state dict atomically: .safetensors with `metadata`, or .pth as {"model": tensors}.
+
+    Raises:
+        ConfigError: another ending.
+        OutputError: the file cannot be written.
+    """
+    check_ending(path)
+    # Copies, because tensors that share memory (one head under several names) are refused by safetensors.
+    plain = torch.contiguous_format
+    stored = {name: tensor.detach().cpu().clone(memory_format=plain) for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        if str(path).endswith(".safetensors"):
+            save_file(stored, str(temporary), metadata=dict(metadata or {}))
+        else:
+            torch.save({"model": stored}, temporary)
+
+
+def check_ending(path: PathLike) -> None:
+    """Raises ConfigError for an output that is neither .safetensors nor .pth."""
+    if Path(path).suffix not in (".safetensors", ".pth"):
+        raise ConfigError(f"The output {path} ends in {Path(path).suffix!r}. Use .safetensors or .pth.")
+
+
+def merge_delta(cfg: CfgNode, delta: PathLike, output: PathLike) -> DeltaHeader:
+    """Builds the model of `cfg` with its base weights and `delta`; writes a plain checkpoint that computes the same.
+
+    Returns:
+        The delta's header; a model that takes the file needs its number of classes.
+
+    Raises:
+        LowRankError: MODEL.WEIGHTS is empty, the delta does not fit it or cannot be merged, `output` cannot be written.
+    """
+    check_ending(output)
+    if not cfg.MODEL.WEIGHTS:
+        raise ConfigError("MODEL.WEIGHTS is empty. Set it to the base that the delta was trained on.")
+    header = read_header(delta)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.PEFT.DELTA = str(delta)
+    model = LowRankTrainer.build_model(cfg).eval()
+    LowRankCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    write_weights(merge(model), output, {"class_names": json.dumps(header.class_names)})
+    return header
+
+
+def convert_weights(to: str, source: PathLike, output: PathLike) -> int:
+    """Reads a checkpoint of ours and writes its weights under another format's names, one of `FORMATS`.
+
+    Returns:
+        The number of tensors written.
+
+    Raises:
+        CheckpointError: the file is damaged, a delta, adapted but not merged, or has the other names already.
+    """
+    check_ending(output)
+    if not Path(source).is_file():
+        raise CheckpointError(f"The weights {source} do not exist. Check the path.")
+    loaded = read_checkpoint(str(source))["model"]
+    tensors = {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+    if MARKER in tensors:
+        raise CheckpointError(f"{source} is a delta file. Merge it with its base first (tools/merge.py).")
+    if maskdino.is_upstream(tensors):
+        raise CheckpointError(f"{source} has the original's names already. Use it as it is.")
+    converted = FORMATS[to](tensors)
+    write_weights(converted, output)
+    return len(converted)
