@@ -1,0 +1,659 @@
+"""Drawing ground truth and predictions on images, with matplotlib.
+
+Colours are RGB in [0, 1], or anything that matplotlib takes. Coordinates are pixels of the input image, whatever the
+scale of the output.
+"""
+from __future__ import annotations
+
+import colorsys
+import math
+from enum import Enum, unique
+
+import cv2
+import matplotlib.colors as mplc
+import matplotlib.figure as mplfigure
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle, Polygon, Rectangle
+from PIL import Image
+
+from detectron2._lite import refused
+from detectron2.data import MetadataCatalog
+from detectron2.structures import BitMasks, Boxes, BoxMode, Keypoints, PolygonMasks, RotatedBoxes
+from detectron2.utils.file_io import PathManager
+
+from .colormap import random_color
+
+__all__ = ["ColorMode", "VisImage", "Visualizer"]
+
+_SMALL_OBJECT_AREA_THRESH = 1000  # pixels; below it the label goes beside the box
+_LARGE_MASK_AREA_THRESH = 120000  # pixels; above it every connected part of a mask gets a label
+_OFF_WHITE = (1.0, 1.0, 240.0 / 255)
+_BLACK = (0, 0, 0)
+_RED = (1.0, 0, 0)
+_KEYPOINT_THRESHOLD = 0.05
+
+
+@unique
+class ColorMode(Enum):
+    """How instances are coloured."""
+
+    IMAGE = 0
+    """Every instance a random colour, little opaque."""
+    SEGMENTATION = 1
+    """Instances of a class similar colours, after the metadata's thing_colors, quite opaque."""
+    IMAGE_BW = 2
+    """As IMAGE, and everything that belongs to no instance grey."""
+
+
+class GenericMask:
+    """A mask as polygons and as a bitmap, whichever it was made from.
+
+    Args:
+        mask_or_polygons: (H, W) array, a list of (2 n,) polygons, or COCO's RLE, compressed or not.
+        height, width: of the image.
+    """
+
+    def __init__(self, mask_or_polygons, height: int, width: int):
+        self.height = height
+        self.width = width
+        self._mask: np.ndarray | None = None
+        self._polygons: list[np.ndarray] | None = None
+        self._has_holes: bool | None = None
+
+        if isinstance(mask_or_polygons, dict):
+            rle = mask_or_polygons
+            if isinstance(rle["counts"], list):
+                rle = mask_util.frPyObjects(rle, height, width)
+            mask_or_polygons = mask_util.decode(rle)
+        if isinstance(mask_or_polygons, list):
+            self._polygons = [np.asarray(polygon).reshape(-1) for polygon in mask_or_polygons]
+        elif isinstance(mask_or_polygons, np.ndarray):
+            assert mask_or_polygons.shape == (height, width), (
+                f"A mask of an image of {(height, width)} has the shape {mask_or_polygons.shape}."
+            )
+            self._mask = mask_or_polygons.astype(np.uint8)
+        else:
+            raise ValueError(f"A mask is an array, a list of polygons or an RLE, got {type(mask_or_polygons).__name__}.")
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(H, W) uint8."""
+        if self._mask is None:
+            self._mask = self.polygons_to_mask(self._polygons)
+        return self._mask
+
+    @property
+    def polygons(self) -> list[np.ndarray]:
+        """Outlines, (2 n,) each; those of holes among them."""
+        if self._polygons is None:
+            self._polygons, self._has_holes = self.mask_to_polygons(self._mask)
+        return self._polygons
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether the mask has holes, which polygons cannot show. Given polygons have none."""
+        if self._has_holes is None:
+            self._has_holes = self.mask_to_polygons(self._mask)[1] if self._mask is not None else False
+        return self._has_holes
+
+    def mask_to_polygons(self, mask: np.ndarray) -> tuple[list[np.ndarray], bool]:
+        """Outlines of a bitmap with three points at least, and whether it has holes."""
+        found = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        contours, hierarchy = found[-2:]
+        if hierarchy is None:
+            return [], False
+        has_holes = bool((hierarchy.reshape(-1, 4)[:, 3] >= 0).any())  # a contour with a parent is a hole's
+        outlines = [contour.reshape(-1) for contour in contours]
+        # cv2 gives indices of pixels; their centres lie at + 0.5.
+        return [outline + 0.5 for outline in outlines if len(outline) >= 6], has_holes
+
+    def polygons_to_mask(self, polygons: list[np.ndarray]) -> np.ndarray:
+        """(H, W) uint8 of the union of polygons."""
+        if not polygons:
+            return np.zeros((self.height, self.width), dtype=np.uint8)
+        rles = mask_util.frPyObjects([list(map(float, polygon)) for polygon in polygons], self.height, self.width)
+        return mask_util.decode(mask_util.merge(rles))
+
+    def area(self) -> int:
+        """Pixels."""
+        return self.mask.sum()
+
+    def bbox(self) -> np.ndarray:
+        """(4,) x0, y0, x1, y1."""
+        x, y, width, height = mask_util.toBbox(mask_util.encode(np.asfortranarray(self.mask)))
+        return np.array([x, y, x + width, y + height])
+
+
+class _PanopticPrediction:
+    """A panoptic segmentation, (H, W) ids of segments, taken apart into masks.
+
+    Without segments_info, ids are class * metadata.label_divisor + instance, and -1 is unlabelled.
+    """
+
+    def __init__(self, panoptic_seg: torch.Tensor, segments_info: list[dict] | None, metadata=None):
+        self._seg = np.asarray(panoptic_seg)
+        ids, areas = np.unique(self._seg, return_counts=True)
+        self._area = dict(zip(ids.tolist(), areas.tolist()))
+        if segments_info is None:
+            segments_info = self._infer(ids.tolist(), metadata)
+        self._info = {segment["id"]: segment for segment in segments_info}
+
+    @staticmethod
+    def _infer(ids: list[int], metadata) -> list[dict]:
+        assert metadata is not None, "Without segments_info, metadata with a label_divisor are needed."
+        things = metadata.thing_dataset_id_to_contiguous_id.values()
+        segments = []
+        for segment_id in ids:
+            if segment_id >= 0:
+                category = segment_id // metadata.label_divisor
+                segments.append({"id": segment_id, "category_id": int(category), "isthing": category in things})
+        return segments
+
+    def non_empty_mask(self) -> np.ndarray:
+        """(H, W) bool, False where no segment is."""
+        return np.isin(self._seg, list(self._info))
+
+    def _masks(self, things: bool):
+        by_area = sorted(self._area, key=self._area.get, reverse=True)
+        for segment_id in by_area:
+            info = self._info.get(segment_id)
+            if info is not None and bool(info["isthing"]) == things:
+                yield self._seg == segment_id, info
+
+    def semantic_masks(self):
+        """((H, W) bool, info) of the stuff segments, large ones first."""
+        return self._masks(things=False)
+
+    def instance_masks(self):
+        """((H, W) bool, info) of the thing segments, large ones first."""
+        return self._masks(things=True)
+
+
+def _create_text_labels(classes, scores, class_names, is_crowd=None) -> list[str] | None:
+    """ "name 93%", "name|crowd": of what there is. Without names the class's number; None if there is nothing."""
+    labels = None
+    if classes is not None:
+        labels = [class_names[i] if class_names is not None and len(class_names) > 0 else str(i) for i in classes]
+    if scores is not None:
+        percents = [f"{score * 100:.0f}%" for score in scores]
+        labels = percents if labels is None else [f"{label} {percent}" for label, percent in zip(labels, percents)]
+    if labels is not None and is_crowd is not None:
+        labels = [f"{label}|crowd" if crowd else label for label, crowd in zip(labels, is_crowd)]
+    return labels
+
+
+class VisImage:
+    """An image that is drawn on.
+
+    Args:
+        img: (H, W, 3) RGB in 0..255.
+        scale: of the output, int(scale * W) x int(scale * H).
+    """
+
+    def __init__(self, img: np.ndarray, scale: float = 1.0):
+        self.img = img
+        self.scale = scale
+        self.height, self.width = img.shape[:2]
+        self._setup_figure(img)
+
+    def _setup_figure(self, img: np.ndarray) -> None:
+        self.fig = mplfigure.Figure(frameon=False)
+        self.dpi = self.fig.get_dpi()
+        # matplotlib truncates to whole pixels; a little more keeps rounding from losing one.
+        self.fig.set_size_inches((self.width * self.scale + 1e-2) / self.dpi, (self.height * self.scale + 1e-2) / self.dpi)
+        self.canvas = FigureCanvasAgg(self.fig)
+        self.ax = self.fig.add_axes([0.0, 0.0, 1.0, 1.0])
+        self.ax.axis("off")
+        self.reset_image(img)
+
+    def reset_image(self, img: np.ndarray) -> None:
+        """Paint an image over everything drawn before."""
+        self.img = img.astype(np.uint8)
+        self.ax.imshow(self.img, extent=(0, self.width, self.height, 0), interpolation="nearest")
+
+    def save(self, filepath: str) -> None:
+        """Write a file; its extension decides about the format."""
+        self.fig.savefig(filepath)
+
+    def get_image(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
+        buffer, (width, height) = self.canvas.print_to_buffer()
+        rgba = np.frombuffer(buffer, dtype=np.uint8).reshape(height, width, 4)
+        return rgba[:, :, :3].copy()
+
+
+class Visualizer:
+    """Draws boxes, masks, keypoints and labels.
+
+    Every `draw_*` and `overlay_*` returns the same VisImage: `Visualizer(img).draw_dataset_dict(d).get_image()`.
+
+    Args:
+        img_rgb: (H, W, 3) RGB in 0..255.
+        metadata: with thing_classes, thing_colors, stuff_classes, stuff_colors, keypoint_names,
+            keypoint_connection_rules; whatever is missing is done without.
+        scale: of the output.
+        instance_mode: a ColorMode.
+        font_size_scale: of the labels.
+    """
+
+    def __init__(self, img_rgb, metadata=None, scale=1.0, instance_mode=ColorMode.IMAGE, font_size_scale=1.0):
+        self.img = np.asarray(img_rgb).clip(0, 255).astype(np.uint8)
+        self.metadata = MetadataCatalog.get("__nonexist__") if metadata is None else metadata
+        self.output = VisImage(self.img, scale=scale)
+        self.cpu_device = torch.device("cpu")
+        readable = max(math.sqrt(self.output.height * self.output.width) // 90, 10 // scale)
+        self._default_font_size = readable * font_size_scale
+        self._instance_mode = instance_mode
+        self.keypoint_threshold = _KEYPOINT_THRESHOLD
+
+    # Whole annotations ------------------------------------------------------------------------------------------
+
+    def _class_colors(self, classes, jittering: bool = True):
+        """The metadata's colours of classes; None where it has none."""
+        colors = self.metadata.get("thing_colors")
+        if not colors:
+            return None
+        of_class = [[value / 255 for value in colors[i]] for i in classes]
+        return [self._jitter(color) for color in of_class] if jittering else of_class
+
+    def draw_instance_predictions(self, predictions, jittering: bool = True) -> VisImage:
+        """Draw what a detector gives.
+
+        Args:
+            predictions: Instances on the CPU with any of pred_boxes, pred_classes, scores, pred_masks (N, H, W),
+                pred_keypoints (N, K, 3).
+            jittering: in SEGMENTATION mode, vary the colours of instances of a class.
+        """
+
+        def field(name: str):
+            return predictions.get(name) if predictions.has(name) else None
+
+        classes = field("pred_classes")
+        classes = None if classes is None else classes.tolist()
+        masks = field("pred_masks")
+        generic = None
+        if masks is not None:
+            generic = [GenericMask(mask, self.output.height, self.output.width) for mask in np.asarray(masks)]
+
+        colors, alpha = None, 0.5
+        if self._instance_mode == ColorMode.SEGMENTATION and classes is not None and self.metadata.get("thing_colors"):
+            colors, alpha = self._class_colors(classes, jittering), 0.8
+        if self._instance_mode == ColorMode.IMAGE_BW:
+            covered = None if masks is None else np.asarray(masks).any(axis=0)
+            self.output.reset_image(self._create_grayscale_image(covered))
+            alpha = 0.3
+        return self.overlay_instances(
+            boxes=field("pred_boxes"),
+            masks=generic,
+            keypoints=field("pred_keypoints"),
+            labels=_create_text_labels(classes, field("scores"), self.metadata.get("thing_classes")),
+            assigned_colors=colors,
+            alpha=alpha,
+        )
+
+    def draw_sem_seg(
+        self, sem_seg, area_threshold=None, alpha=0.8, draw_text=True, edge_color=_OFF_WHITE
+    ) -> VisImage:
+        """Draw a label map.
+
+        Args:
+            sem_seg: (H, W) tensor or array; labels past the metadata's stuff_classes are left out.
+            area_threshold: parts with fewer pixels are left out.
+        """
+        sem_seg = np.asarray(sem_seg)
+        names, colors = self.metadata.stuff_classes, self.metadata.get("stuff_colors")
+        labels, areas = np.unique(sem_seg, return_counts=True)
+        for label in labels[np.argsort(-areas)]:
+            if not 0 <= label < len(names):
+                continue
+            color = None if colors is None else [value / 255 for value in colors[label]]
+            text = names[label] if draw_text else None
+            self.draw_binary_mask(
+                sem_seg == label, color, edge_color=edge_color, text=text, alpha=alpha, area_threshold=area_threshold
+            )
+        return self.output
+
+    def draw_panoptic_seg(self, panoptic_seg, segments_info, area_threshold=None, alpha=0.7) -> VisImage:
+        """Draw a panoptic segmentation.
+
+        Args:
+            panoptic_seg: (H, W) int ids of segments.
+            segments_info: list of dicts with id, category_id, isthing and optionally score, iscrowd. None: ids are
+                class * metadata.label_divisor + instance.
+        """
+        prediction = _PanopticPrediction(panoptic_seg, segments_info, self.metadata)
+        if self._instance_mode == ColorMode.IMAGE_BW:
+            self.output.reset_image(self._create_grayscale_image(prediction.non_empty_mask()))
+
+        stuff_colors = self.metadata.get("stuff_colors")
+        for mask, info in prediction.semantic_masks():
+            category = info["category_id"]
+            self.draw_binary_mask(
+                mask,
+                None if stuff_colors is None else [value / 255 for value in stuff_colors[category]],
+                edge_color=_OFF_WHITE,
+                text=self.metadata.stuff_classes[category],
+                alpha=alpha,
+                area_threshold=area_threshold,
+            )
+
+        things = list(prediction.instance_masks())
+        if not things:
+            return self.output
+        infos = [info for _, info in things]
+        classes = [info["category_id"] for info in infos]
+        scores = [info["score"] for info in infos] if all("score" in info for info in infos) else None
+        labels = _create_text_labels(
+            classes, scores, self.metadata.thing_classes, [info.get("iscrowd", 0) for info in infos]
+        )
+        return self.overlay_instances(
+            masks=[mask for mask, _ in things], labels=labels, assigned_colors=self._class_colors(classes), alpha=alpha
+        )
+
+    draw_panoptic_seg_predictions = draw_panoptic_seg  # the name of before 2021
+
+    def draw_dataset_dict(self, dic: dict) -> VisImage:
+        """Draw the annotations of a record in Detectron2's format: instances, semantic and panoptic labels."""
+        annotations = dic.get("annotations")
+        if annotations:
+            classes = [annotation["category_id"] for annotation in annotations]
+            boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+            self.overlay_instances(
+                labels=_create_text_labels(
+                    classes,
+                    None,
+                    self.metadata.get("thing_classes"),
+                    [annotation.get("iscrowd", 0) for annotation in annotations],
+                ),
+                boxes=boxes,
+                masks=[a["segmentation"] for a in annotations] if "segmentation" in annotations[0] else None,
+                keypoints=np.array([a["keypoints"] for a in annotations]).reshape(len(annotations), -1, 3)
+                if "keypoints" in annotations[0]
+                else None,
+                assigned_colors=self._class_colors(classes) if self._instance_mode == ColorMode.SEGMENTATION else None,
+            )
+
+        sem_seg = dic.get("sem_seg")
+        if sem_seg is None and "sem_seg_file_name" in dic:
+            sem_seg = self._read(dic["sem_seg_file_name"])
+        if sem_seg is not None:
+            self.draw_sem_seg(sem_seg, area_threshold=0, alpha=0.5)
+
+        pan_seg = dic.get("pan_seg")
+        if pan_seg is None and "pan_seg_file_name" in dic:
+            # panopticapi's PNG: an id is R + 256 G + 65536 B.
+            pan_seg = self._read(dic["pan_seg_file_name"]).astype(np.int64) @ np.array([1, 256, 65536])
+        if pan_seg is not None:
+            self.draw_panoptic_seg(pan_seg, dic["segments_info"], area_threshold=0, alpha=0.5)
+        return self.output
+
+    @staticmethod
+    def _read(file_name: str) -> np.ndarray:
+        with PathManager.open(file_name, "rb") as f:
+            return np.asarray(Image.open(f))
+
+    def overlay_instances(
+        self, *, boxes=None, labels=None, masks=None, keypoints=None, assigned_colors=None, alpha=0.5
+    ) -> VisImage:
+        """Draw N instances, large ones first.
+
+        Args:
+            boxes: Boxes, or (N, 4) absolute x0, y0, x1, y1.
+            labels: N texts.
+            masks: BitMasks, PolygonMasks, or a list of N of what GenericMask takes.
+            keypoints: Keypoints, or (N, K, 3) of x, y, score (or visibility).
+            assigned_colors: N colours; None: random ones.
+            alpha: opacity of masks.
+        """
+        boxes = None if boxes is None else self._convert_boxes(boxes)
+        masks = None if masks is None else self._convert_masks(masks)
+        keypoints = None if keypoints is None else self._convert_keypoints(keypoints)
+        given = {"boxes": boxes, "masks": masks, "keypoints": keypoints, "labels": labels}
+        counts = {name: len(value) for name, value in given.items() if value is not None}
+        assert len(set(counts.values())) <= 1, f"These must be equally many: {counts}."
+        number = next(iter(counts.values()), 0)
+        if number == 0:
+            return self.output
+        if assigned_colors is None:
+            assigned_colors = [random_color(rgb=True, maximum=1) for _ in range(number)]
+
+        order = range(number)
+        if boxes is not None:
+            order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+        elif masks is not None:
+            order = np.argsort(-np.array([int(mask.area()) for mask in masks]))
+        for i in order:
+            color = assigned_colors[i]
+            if boxes is not None:
+                self.draw_box(boxes[i], edge_color=color)
+            if masks is not None:
+                for outline in masks[i].polygons:
+                    self.draw_polygon(outline.reshape(-1, 2), color, alpha=alpha)
+            if labels is not None:
+                self._label_instance(
+                    labels[i], color, None if boxes is None else boxes[i], None if masks is None else masks[i]
+                )
+        if keypoints is not None:
+            for points in keypoints:
+                self.draw_and_connect_keypoints(points)
+        return self.output
+
+    def _label_instance(self, label: str, color, box: np.ndarray | None, mask: GenericMask | None) -> None:
+        """Write a label at the box's upper left corner, or in the middle of the mask."""
+        output = self.output
+        if box is not None:
+            x0, y0, x1, y1 = box
+            position, alignment = (x0, y0), "left"
+            if (y1 - y0) * (x1 - x0) < _SMALL_OBJECT_AREA_THRESH * output.scale or y1 - y0 < 40 * output.scale:
+                # It would hide the object: below it instead, or to its right at the lower edge of the image.
+                position = (x1, y0) if y1 >= output.height - 5 else (x0, y1)
+        elif mask is not None and mask.area() > 0:
+            x0, y0, x1, y1 = mask.bbox()
+            position, alignment = np.median(mask.mask.nonzero(), axis=1)[::-1], "center"
+        else:
+            return
+        relative_height = (y1 - y0) / math.sqrt(output.height * output.width)
+        size = np.clip((relative_height - 0.02) / 0.08 + 1, 1.2, 2) * 0.5 * self._default_font_size
+        color = self._change_color_brightness(color, brightness_factor=0.7)
+        self.draw_text(label, position, color=color, horizontal_alignment=alignment, font_size=size)
+
+    overlay_rotated_instances = refused("Visualizer.overlay_rotated_instances", __name__)
+    draw_rotated_box_with_label = refused("Visualizer.draw_rotated_box_with_label", __name__)
+
+    def draw_and_connect_keypoints(self, keypoints) -> VisImage:
+        """Draw one instance's keypoints, (K, 3) of x, y, score, and the lines of the metadata's connection rules."""
+        names = self.metadata.get("keypoint_names")
+        visible = {}
+        for i, (x, y, score) in enumerate(keypoints):
+            if score > self.keypoint_threshold:
+                self.draw_circle((x, y), color=_RED)
+                if names:
+                    visible[names[i]] = (x, y)
+        for first, second, color in self.metadata.get("keypoint_connection_rules") or []:
+            if first in visible and second in visible:
+                (x0, y0), (x1, y1) = visible[first], visible[second]
+                self.draw_line([x0, x1], [y0, y1], color=tuple(value / 255.0 for value in color))
+
+        def middle(part: str):
+            pair = visible.get(f"left_{part}"), visible.get(f"right_{part}")
+            return None if None in pair else np.mean(pair, axis=0)
+
+        # A person's neck and spine, which are no keypoints themselves.
+        nose, shoulders, hips = visible.get("nose"), middle("shoulder"), middle("hip")
+        for start, end in ((nose, shoulders), (shoulders, hips)):
+            if start is not None and end is not None:
+                self.draw_line([start[0], end[0]], [start[1], end[1]], color=_RED)
+        return self.output
+
+    # Primitives -------------------------------------------------------------------------------------------------
+
+    def _line_width(self) -> float:
+        return max(self._default_font_size / 4, 1) * self.output.scale
+
+    def draw_text(
+        self, text, position, *, font_size=None, color="g", horizontal_alignment="center", rotation=0
+    ) -> VisImage:
+        """Write on a dark ground, below `position` (x, y)."""
+        font_size = font_size or self._default_font_size
+        # Bright enough to be read on the dark ground.
+        rgb = np.maximum(mplc.to_rgb(color), 0.2)
+        rgb[np.argmax(rgb)] = max(0.8, rgb.max())
+        self.output.ax.text(
+            *position,
+            text,
+            size=font_size * self.output.scale,
+            family="sans-serif",
+            bbox={"facecolor": "black", "alpha": 0.8, "pad": 0.7, "edgecolor": "none"},
+            verticalalignment="top",
+            horizontalalignment=horizontal_alignment,
+            color=rgb,
+            zorder=10,
+            rotation=rotation,
+        )
+        return self.output
+
+    def draw_box(self, box_coord, alpha=0.5, edge_color="g", line_style="-") -> VisImage:
+        """The outline of a box x0, y0, x1, y1."""
+        x0, y0, x1, y1 = box_coord
+        self.output.ax.add_patch(
+            Rectangle(
+                (x0, y0),
+                x1 - x0,
+                y1 - y0,
+                fill=False,
+                edgecolor=edge_color,
+                linewidth=self._line_width(),
+                alpha=alpha,
+                linestyle=line_style,
+            )
+        )
+        return self.output
+
+    def draw_circle(self, circle_coord, color, radius=3) -> VisImage:
+        """A filled circle about (x, y)."""
+        self.output.ax.add_patch(Circle(circle_coord, radius=radius, fill=True, color=color))
+        return self.output
+
+    def draw_line(self, x_data, y_data, color, linestyle="-", linewidth=None) -> VisImage:
+        """Lines from point to point; x_data and y_data list their coordinates."""
+        width = self._default_font_size / 3 if linewidth is None else linewidth
+        self.output.ax.add_line(
+            Line2D(x_data, y_data, linewidth=max(width, 1) * self.output.scale, color=color, linestyle=linestyle)
+        )
+        return self.output
+
+    def _draw_rgba(self, color, opacity: np.ndarray) -> None:
+        """Lay a colour over the image, as opaque as (H, W) `opacity` says."""
+        rgba = np.zeros((*opacity.shape, 4), dtype=np.float32)
+        rgba[:, :, :3] = mplc.to_rgb(color)
+        rgba[:, :, 3] = opacity
+        extent = (0, self.output.width, self.output.height, 0)
+        self.output.ax.imshow(rgba, extent=extent, interpolation="nearest")
+
+    def draw_binary_mask(
+        self, binary_mask, color=None, *, edge_color=None, text=None, alpha=0.5, area_threshold=10
+    ) -> VisImage:
+        """A mask (H, W), outlined where it has no holes.
+
+        Args:
+            color: None: a random one. edge_color: None: that of the mask, darker.
+            text: written into the mask.
+            area_threshold: parts of fewer pixels are left out.
+        """
+        color = mplc.to_rgb(random_color(rgb=True, maximum=1) if color is None else color)
+        binary_mask = np.asarray(binary_mask).astype(np.uint8)
+        mask = GenericMask(binary_mask, *binary_mask.shape)
+        drawn = mask.has_holes
+        if mask.has_holes:
+            self._draw_rgba(color, (binary_mask == 1) * alpha)
+        else:
+            for outline in mask.polygons:
+                outline = outline.reshape(-1, 2)
+                if cv2.contourArea(outline.astype(np.float32)) >= (area_threshold or 0):
+                    self.draw_polygon(outline, color=color, edge_color=edge_color, alpha=alpha)
+                    drawn = True
+        if text is not None and drawn:
+            self._draw_text_in_mask(binary_mask, text, self._change_color_brightness(color, brightness_factor=0.7))
+        return self.output
+
+    def draw_soft_mask(self, soft_mask, color=None, *, text=None, alpha=0.5) -> VisImage:
+        """A mask (H, W) of values in [0, 1], as opaque as they are large; `text` goes where they exceed 0.5."""
+        color = mplc.to_rgb(random_color(rgb=True, maximum=1) if color is None else color)
+        soft_mask = np.asarray(soft_mask)
+        self._draw_rgba(color, soft_mask * alpha)
+        if text is not None:
+            lighter = self._change_color_brightness(color, brightness_factor=0.7)
+            self._draw_text_in_mask((soft_mask > 0.5).astype(np.uint8), text, lighter)
+        return self.output
+
+    def draw_polygon(self, segment, color, edge_color=None, alpha=0.5) -> VisImage:
+        """A filled polygon (n, 2) with an outline."""
+        if edge_color is None:
+            # On an opaque face only another colour shows.
+            edge_color = self._change_color_brightness(color, brightness_factor=-0.7) if alpha > 0.8 else color
+        self.output.ax.add_patch(
+            Polygon(
+                segment,
+                fill=True,
+                facecolor=(*mplc.to_rgb(color), alpha),
+                edgecolor=(*mplc.to_rgb(edge_color), 1),
+                linewidth=max(self._default_font_size // 15 * self.output.scale, 1),
+            )
+        )
+        return self.output
+
+    # Colours and conversions ------------------------------------------------------------------------------------
+
+    def _jitter(self, color) -> tuple[float, ...]:
+        """A colour half a unit away in a random direction, within the cube of colours."""
+        step = np.random.rand(3)
+        step = step / np.linalg.norm(step) * 0.5
+        return tuple(np.clip(step + mplc.to_rgb(color), 0, 1))
+
+    def _create_grayscale_image(self, mask: np.ndarray | None = None) -> np.ndarray:
+        """The image in grey, in colour where `mask` (H, W) is true."""
+        grey = np.repeat(self.img.astype(np.float32).mean(axis=2, keepdims=True), 3, axis=2)
+        return grey if mask is None else np.where(np.asarray(mask, dtype=bool)[:, :, None], self.img, grey)
+
+    def _change_color_brightness(self, color, brightness_factor: float) -> tuple[float, float, float]:
+        """Lighter by a factor in (0, 1], darker by one in [-1, 0)."""
+        assert -1.0 <= brightness_factor <= 1.0, f"A brightness factor lies in [-1, 1], got {brightness_factor}."
+        hue, lightness, saturation = colorsys.rgb_to_hls(*mplc.to_rgb(color))
+        lightness = min(max(lightness * (1 + brightness_factor), 0.0), 1.0)
+        return tuple(np.clip(colorsys.hls_to_rgb(hue, lightness, saturation), 0.0, 1.0))
+
+    def _convert_boxes(self, boxes) -> np.ndarray:
+        if isinstance(boxes, (Boxes, RotatedBoxes)):
+            boxes = boxes.tensor
+        boxes = boxes.detach().numpy() if isinstance(boxes, torch.Tensor) else np.asarray(boxes)
+        if boxes.shape[1:] == (5,):
+            self.overlay_rotated_instances()
+        return boxes
+
+    def _convert_masks(self, masks_or_polygons) -> list[GenericMask]:
+        masks = masks_or_polygons
+        if isinstance(masks, PolygonMasks):
+            masks = masks.polygons
+        elif isinstance(masks, (BitMasks, torch.Tensor)):
+            masks = np.asarray(masks.tensor if isinstance(masks, BitMasks) else masks)
+        return [m if isinstance(m, GenericMask) else GenericMask(m, self.output.height, self.output.width) for m in masks]
+
+    def _convert_keypoints(self, keypoints) -> np.ndarray:
+        return np.asarray(keypoints.tensor if isinstance(keypoints, Keypoints) else keypoints)
+
+    def _draw_text_in_mask(self, binary_mask: np.ndarray, text: str, color) -> None:
+        """Write into the largest connected part of a mask, and into every other large one."""
+        _, components, stats, _ = cv2.connectedComponentsWithStats(binary_mask, connectivity=8)
+        areas = stats[1:, cv2.CC_STAT_AREA]  # the first one is the background
+        for i, area in enumerate(areas):
+            if i == np.argmax(areas) or area > _LARGE_MASK_AREA_THRESH:
+                center = np.median((components == i + 1).nonzero(), axis=1)[::-1]
+                self.draw_text(text, center, color=color)
+
+    def get_output(self) -> VisImage:
+        """The image with everything drawn so far."""
+        return self.output
