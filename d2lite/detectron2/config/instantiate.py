@@ -51,8 +51,7 @@ def instantiate(cfg):
         target = locate(target)
     else:
         name = getattr(target, "__qualname__", repr(target))
-    if not callable(target):
-        raise TypeError(f"_target_ {name!r} is {target!r}, which cannot be called.")
+    assert callable(target), f"_target_ {name!r} is {target!r}, which cannot be called."
     try:
         return target(**arguments)
     except TypeError:

@@ -57,7 +57,7 @@ class LazyConfig:
 
     @staticmethod
     def load(filename: str, keys: None | str | tuple[str, ...] = None):
-        """Run a ``.py`` file, or read a ``.yaml`` or ``.yml`` file.
+        """Run a ``.py`` file, or read a ``.yaml`` or ``.yml`` file. Both may run any code: they must be trusted.
 
         In a Python file ``from .name import x`` means the file next to it; every import runs that file afresh, so
         that changing what was imported changes nobody else's.
@@ -263,7 +263,7 @@ def _check_path(cfg, key: str):
 
 def _assignments(cfg: dict, path: tuple[str, ...] = ()):
     """``a.b = value`` for each leaf; a described call is a leaf."""
-    for key, value in cfg.items():
+    for key, value in sorted(cfg.items()):
         here = (*path, str(key))
         if isinstance(value, abc.Mapping) and value and "_target_" not in value and all(map(str.isidentifier, value)):
             yield from _assignments(value, here)
@@ -276,7 +276,6 @@ def _as_python(obj) -> str:
         if "_target_" in obj:
             target = obj["_target_"]
             name = target if isinstance(target, str) else _convert_target_to_string(target)
-            name = name.removeprefix("builtins.")
             arguments = ", ".join(f"{key}={_as_python(obj[key])}" for key in sorted(obj) if key != "_target_")
             return f"{name}({arguments})"
         return "{" + ", ".join(f"{key!r}: {_as_python(value)}" for key, value in obj.items()) + "}"

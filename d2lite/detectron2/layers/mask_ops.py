@@ -55,16 +55,15 @@ def _do_paste_mask(masks: torch.Tensor, boxes: torch.Tensor, img_h: int, img_w: 
     x_start, y_start, x_end, y_end = 0, 0, img_w, img_h
     if skip_empty:
         x_start, y_start = (boxes[:, :2].amin(dim=0).floor() - 1).clamp(min=0).int().tolist()
-        x_end = min(int(boxes[:, 2].amax().ceil()) + 1, img_w)
-        y_end = min(int(boxes[:, 3].amax().ceil()) + 1, img_h)
+        x_end = max(min(int(boxes[:, 2].amax().ceil()) + 1, img_w), x_start)
+        y_end = max(min(int(boxes[:, 3].amax().ceil()) + 1, img_h), y_start)
     x = torch.arange(x_start, x_end, device=masks.device, dtype=torch.float32) + 0.5
     y = torch.arange(y_start, y_end, device=masks.device, dtype=torch.float32) + 0.5
     x0, y0, x1, y1 = boxes.float().split(1, dim=1)
     x = (x - x0) / (x1 - x0) * 2 - 1
     y = (y - y0) / (y1 - y0) * 2 - 1
-    # A box without width has its one column of samples at plus or minus infinity; 0 reads the mask's middle.
-    x, y = (torch.where(axis.isinf(), 0, axis) for axis in (x, y))
-
+    # In a box without width every pixel is infinitely far away; grid_sample wants a number outside of -1..1.
+    x, y = (axis.nan_to_num(nan=3.0, posinf=3.0, neginf=-3.0) for axis in (x, y))
     grid = torch.stack(
         [x[:, None, :].expand(-1, y.shape[1], -1), y[:, :, None].expand(-1, -1, x.shape[1])], dim=-1
     )
@@ -101,7 +100,7 @@ def paste_mask_in_image_old(mask, box, img_h, img_w, threshold):
     """
     x0, y0, x1, y1 = box.int().tolist()
     size = (max(y1 - y0 + 1, 1), max(x1 - x0 + 1, 1))
-    resized = F.interpolate(mask[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0]
+    resized = F.interpolate(mask[None, None].float(), size=size, mode="bilinear", antialias=True)[0, 0]
     resized = (resized > threshold).to(torch.uint8) if threshold >= 0 else (resized * 255).to(torch.uint8)
     image = torch.zeros(img_h, img_w, dtype=torch.uint8)
     left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1 + 1, img_w), min(y1 + 1, img_h)
