@@ -25,6 +25,8 @@ from lowrank_d2.errors import ConfigError, LowRankError, OutputError
 # `add_config(cfg)` declares their keys.
 PROJECTS: Mapping[str, str] = {}
 
+LOGGERS = ("detectron2", "fvcore", "lowrank_d2")
+
 logger = logging.getLogger(__name__)
 
 
@@ -137,8 +139,7 @@ def run_tool(
     result: Union[None, int, dict] = None
     raise_on_terminate()
     try:
-        for name in ("detectron2", "fvcore", "lowrank_d2"):
-            setup_logger(name=name)
+        show_log()
         result = main(args)
     except LowRankError as error:
         result = _report(f"{error}", error.exit_code, args.debug)
@@ -161,6 +162,12 @@ def run_tool(
             print(json.dumps(result), flush=True)
         return 0
     return result or 0
+
+
+def show_log(rank: int = 0) -> None:
+    """Shows what Detectron2 and we log on stdout, in Detectron2's form; of several processes the first one's alone."""
+    for name in LOGGERS:
+        setup_logger(distributed_rank=rank, name=name)
 
 
 def _report(message: str, exit_code: int, with_traceback: bool) -> int:

@@ -227,4 +227,5 @@ class StopOnSignal(HookBase):
             return
         if self.trainer.saved_iter != self.trainer.iter:
             self.trainer.save_checkpoint(f"model_{self.trainer.iter:07d}")
+        comm.synchronize()  # no process may leave, and so end the others, before the main one has saved
         raise Interrupted(number)

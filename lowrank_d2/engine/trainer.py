@@ -111,6 +111,11 @@ class LowRankTrainer(DefaultTrainer):
         return LowRankMapper(cfg, is_train)
 
     @classmethod
+    def build_validation_mapper(cls, cfg: CfgNode) -> Callable[[dict], Optional[dict]]:
+        """As in testing, but with the instances that the losses need."""
+        return LowRankMapper(cfg, False, with_instances=True)
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode, skip: int = 0) -> torch.utils.data.DataLoader:
         return build_train_loader(cfg, cls.build_mapper(cfg, True), skip)
 
@@ -152,9 +157,11 @@ class LowRankTrainer(DefaultTrainer):
                     self.after_step()
                     self.iter += 1
             except Exception as error:
+                meaning = self._meaning_of(error)
                 self._save_after_failure()
-                self._explain(error)
-                raise
+                if meaning is None:
+                    raise
+                raise meaning from error
             finally:
                 self._batches = None  # ends the loader's workers
                 self.after_train()
@@ -185,13 +192,13 @@ class LowRankTrainer(DefaultTrainer):
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """The mean total loss over DATASETS.TEST; augmentation and draws are the same at every call."""
+        """The mean total loss over the annotated images of DATASETS.TEST; its draws are the same at every call."""
         cfg = self.cfg
         records = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=True)
         share = range(comm.get_rank(), len(records), comm.get_world_size())
         size = max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1)
         places = [[(index, index) for index in share[start:start + size]] for start in range(0, len(share), size)]
-        dataset = PositionedDataset(records, self.build_mapper(cfg, True), cfg.SEED)
+        dataset = PositionedDataset(records, self.build_validation_mapper(cfg), cfg.SEED)
         self.train_mode()
         for module in self.model.modules():
             if isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)):
@@ -265,21 +272,24 @@ class LowRankTrainer(DefaultTrainer):
         except LowRankError as error:
             logger.warning("The state before the failure could not be saved. %s", error)
 
-    def _explain(self, error: Exception) -> None:
-        """Raises what `error` means to a user, or returns."""
-        text = str(error)
-        if isinstance(error, RuntimeError) and ("DataLoader worker" in text or "DataLoader timed out" in text):
-            if self.guard.received:
-                raise Interrupted(self.guard.received) from error
-            raise TrainingError(
-                f"Iteration {self.iter}: {_lost_worker(self._batches) or text.splitlines()[0]}. Too little memory or too small a /dev/shm? "
-                "Lower DATALOADER.NUM_WORKERS (0 needs neither), then run again with --resume."
-            ) from error
+    def _meaning_of(self, error: Exception) -> Optional[BaseException]:
+        """What to raise instead of an error whose cause lies outside the program."""
+        text = str(error).splitlines()[0] if str(error) else ""
         if isinstance(error, torch.OutOfMemoryError):
-            raise TrainingError(
+            return TrainingError(
                 f"Iteration {self.iter}: the device ran out of memory. Lower SOLVER.IMS_PER_BATCH (and raise "
                 "SOLVER.ACCUMULATE by as much) or INPUT.IMAGE_SIZE, then run again with --resume."
-            ) from error
+            )
+        # A dying worker shows as torch's RuntimeError, anywhere, or as a broken pipe of its queue.
+        lost = _lost_worker(self._batches) if isinstance(error, (RuntimeError, OSError, EOFError)) else ""
+        if not lost and "DataLoader worker" not in text and "DataLoader timed out" not in text:
+            return None
+        if self.guard.received:
+            return Interrupted(self.guard.received)
+        return TrainingError(
+            f"Iteration {self.iter}: {lost or text}. Too little memory or too small a /dev/shm? "
+            "Lower DATALOADER.NUM_WORKERS (0 needs neither), then run again with --resume."
+        )
 
     def _gradients_stay_local(self, local: bool) -> contextlib.AbstractContextManager:
         if local and isinstance(self.model, DistributedDataParallel):
@@ -357,7 +367,9 @@ class LowRankTrainer(DefaultTrainer):
 def _lost_worker(batches: Any) -> str:
     """Which loader worker a signal has ended, or ""."""
     for worker in getattr(batches, "_workers", []):
-        worker.join(1)
+        for _ in range(2):  # torch's handler for dead children may raise here what is known already
+            with contextlib.suppress(RuntimeError):
+                worker.join(0.2)
         if worker.exitcode is not None and worker.exitcode < 0:
             return f"the loader worker {worker.pid} was ended by {signal.Signals(-worker.exitcode).name}"
     return ""

@@ -202,7 +202,7 @@ def test_an_evaluation_cut_off_by_a_signal_is_made_up_for(tmp_path, dataset):
     resumed = run(cfg, resume=True)
     assert "AP" in resumed.results["bbox"]
     before = (tmp_path / "out" / "model_final.pth").stat().st_mtime_ns
-    assert run(cfg, resume=True).results == resumed.results
+    assert run(cfg, resume=True).results["bbox"] == pytest.approx(dict(resumed.results["bbox"]), nan_ok=True)
     assert (tmp_path / "out" / "model_final.pth").stat().st_mtime_ns == before
 
 

@@ -69,6 +69,10 @@ class TinyTrainer(LowRankTrainer):
     def build_mapper(cls, cfg, is_train):
         return TinyMapper(is_train)
 
+    @classmethod
+    def build_validation_mapper(cls, cfg):
+        return TinyMapper(True)
+
 
 def write_dataset(folder: Path, images: int = 12, height: int = 32, seed: int = 0) -> Path:
     """PNG images of 64 (every third: 24) x `height` pixels with one or two boxes each, and their COCO json."""

@@ -1,0 +1,121 @@
+"""What the data say to the configuration: a user's own COCO files, the classes, the number of images of an epoch."""
+import argparse
+import logging
+import math
+from typing import List, Sequence
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+
+from lowrank_d2.data.check import check_num_classes
+from lowrank_d2.data.datasets.own import register_own
+from lowrank_d2.engine.config_values import nearest
+from lowrank_d2.errors import ConfigError, DeltaError
+from lowrank_d2.peft import read_header
+
+logger = logging.getLogger(__name__)
+
+_CLASS_KEYS = ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of own data."""
+    group = parser.add_argument_group("own data in COCO format, instead of DATASETS.TRAIN and DATASETS.TEST")
+    group.add_argument("--train-json", metavar="A.json", help="annotations to train on")
+    group.add_argument("--train-images", metavar="DIR", help="the folder of their images")
+    group.add_argument("--val-json", metavar="B.json", help="annotations to evaluate on; else a seeded tenth of A.json")
+    group.add_argument("--val-images", metavar="DIR", help="the folder of their images; else --train-images")
+    group.add_argument("--skip-missing", action="store_true", help="leave out images that are not there")
+    parser.add_argument("--epochs", type=_positive, metavar="N", help="train for N epochs, evaluating after each")
+
+
+def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Registers the files that `args` names and points DATASETS at them; does nothing when it names none.
+
+    Raises:
+        ConfigError: one of the options needs another.
+        DataError: a file cannot be used.
+    """
+    if args.train_json is None:
+        given = [name for name in ("train_images", "val_json", "val_images") if getattr(args, name) is not None]
+        if given:
+            raise ConfigError(f"--{given[0].replace('_', '-')} needs --train-json A.json --train-images DIR.")
+        return
+    if args.train_images is None:
+        raise ConfigError("--train-json needs the folder of its images: --train-images DIR.")
+    if args.val_images is not None and args.val_json is None:
+        raise ConfigError("--val-images needs the annotations of these images: --val-json B.json.")
+    data = register_own(
+        args.train_json, args.train_images, args.val_json, args.val_images,
+        seed=max(cfg.SEED, 0), skip_missing=args.skip_missing,
+    )
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (data.train,), (data.val,)
+
+
+def check_names(cfg: CfgNode) -> None:
+    """Raises ConfigError when DATASETS names no data, or a dataset that nobody registered."""
+    known = DatasetCatalog.list()
+    for key in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            if name not in known:
+                near = ", ".join(nearest(name, known, 3)) or ", ".join(sorted(known)[:3])
+                raise ConfigError(f"DATASETS.{key} names {name!r}, which is not registered. The nearest names: {near}.")
+
+
+def take_classes(cfg: CfgNode, opts: Sequence[str]) -> None:
+    """Sets the number of classes to that of the data, or checks the number that stands on the command line (`opts`).
+
+    With MODEL.PEFT.DELTA the classes are the delta's, and the data must have the same.
+
+    Raises:
+        ConfigError: the user's number differs.
+        DeltaError: the delta has other classes than the data.
+    """
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    classes = _classes(names)
+    if not classes:
+        return
+    if cfg.MODEL.PEFT.DELTA:
+        _compare(cfg.MODEL.PEFT.DELTA, list(read_header(cfg.MODEL.PEFT.DELTA).class_names), classes, names[0])
+        return
+    for key in _CLASS_KEYS:
+        section, leaf = cfg.MODEL[key.split(".")[1]], key.rpartition(".")[2]
+        if key in opts[::2]:
+            check_num_classes(section[leaf], classes, names[0])
+        elif section[leaf] != len(classes):
+            section[leaf] = len(classes)
+
+
+def use_epochs(cfg: CfgNode, epochs: int, opts: Sequence[str]) -> None:
+    """Sets MAX_ITER to `epochs`, one evaluation and checkpoint an epoch unless `opts` say else, the rest in proportion."""
+    images = len(get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS))
+    solver = cfg.SOLVER
+    epoch = images / (solver.IMS_PER_BATCH * solver.ACCUMULATE)
+    before, solver.MAX_ITER = solver.MAX_ITER, max(math.ceil(epochs * epoch), 1)
+    period = max(math.ceil(epoch), 1)
+    solver.STEPS = tuple(step * solver.MAX_ITER // before for step in solver.STEPS)
+    solver.WARMUP_ITERS = min(solver.WARMUP_ITERS, solver.MAX_ITER // 10)
+    if "TEST.EVAL_PERIOD" not in opts[::2]:
+        cfg.TEST.EVAL_PERIOD = period
+    if "SOLVER.CHECKPOINT_PERIOD" not in opts[::2]:
+        solver.CHECKPOINT_PERIOD = period
+    logger.info("%d epochs of %d images: %d iterations.", epochs, images, solver.MAX_ITER)
+
+
+def _classes(names: Sequence[str]) -> List[str]:
+    return list(MetadataCatalog.get(names[0]).get("thing_classes", [])) if names else []
+
+
+def _compare(path: str, ours: List[str], theirs: List[str], dataset: str) -> None:
+    if ours != theirs:
+        only_ours, only_theirs = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+        raise DeltaError(
+            f"The delta {path} has {len(ours)} classes, the dataset {dataset} has {len(theirs)}: only in the delta "
+            f"{only_ours}, only in the dataset {only_theirs}, in the delta's order {ours[:8]}. Use data of the same classes."
+        )
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
