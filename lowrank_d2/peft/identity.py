@@ -66,8 +66,8 @@ def _base_tensors(model: nn.Module, excluded: set[str]) -> dict[str, Tensor]:
     parameters = {name: tensor for name, tensor in model.named_parameters() if name not in outside}
     with_base, with_others = _paths_above(parameters), _paths_above(outside)
     chosen = dict(parameters)
-    for name, tensor in model.state_dict().items():
-        if name in parameters or name in outside or not tensor.is_floating_point():
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, nn.Parameter) or name in outside or not tensor.is_floating_point():
             continue
         owner = _parent(name)
         while owner and owner not in with_base and owner not in with_others:

@@ -147,7 +147,8 @@ def _trained_prefixes(model: nn.Module, train: str, train_label_embedding: bool)
             "Use one of these, or give the model a method peft_parts()."
         )
     prefixes = tuple(parts.get(train, ()))
-    if train != "none" and not any(below(name, prefixes) for name, _ in model.named_parameters()):
+    names = (name for name, _ in model.named_parameters(remove_duplicate=False))
+    if train != "none" and not any(below(name, prefixes) for name in names):
         raise ConfigError(f"MODEL.PEFT.TRAIN is {train!r}, but no parameter of {type(model).__name__} lies there.")
     if train_label_embedding and train in ("embeddings", "none"):
         prefixes += tuple(parts.get("label_embedding", ()))

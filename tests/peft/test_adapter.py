@@ -73,7 +73,7 @@ def test_a_model_without_slots_says_so():
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"residual": "kapa"}, r"RESIDUAL is 'kapa'. Use one of 'kappa', 'lambda', 'kappa\+lambda' \(nearest: 'kappa'\)"),
+        ({"residual": "kapa"}, r"RESIDUAL is 'kapa'. Use one of 'kappa', 'lambda', 'kappa\+lambda' \(nearest: 'kappa'"),
         ({"init": "Bert"}, r"INIT is 'Bert'. Use one of 'bert', 'xavier' \(nearest: 'bert'\)"),
         ({"repeats": 0}, "REPEATS is 0"),
         ({"reduction": -4}, "REDUCTION is -4. Use an integer of 1 or more"),

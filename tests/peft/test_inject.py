@@ -19,7 +19,7 @@ def lora_modules(model):
         ("value_proj", ["decoder.0.value_proj", "decoder.1.value_proj", "pixel_decoder.value_proj"]),
         ("0.value_proj", ["decoder.0.value_proj"]),
         ("pixel_decoder.value_proj", ["pixel_decoder.value_proj"]),
-        (r"re:decoder\.\d\.(qkv|value_proj)", [f"decoder.{i}.{name}" for i in (0, 1) for name in ("qkv", "value_proj")]),
+        (r"re:decoder\.[01]\.(qkv|norm)", ["decoder.0.qkv", "decoder.1.qkv"]),
         (r"re:.*value_pro.", ["decoder.0.value_proj", "decoder.1.value_proj", "pixel_decoder.value_proj"]),
     ],
 )
@@ -43,7 +43,11 @@ def test_a_misspelt_target_gets_a_hint(make_toy):
 
 @pytest.mark.parametrize(
     "target, words",
-    [("re:(", "no regular expression"), ("qkv[x]", "row block is 'x'. Use one of 'q', 'k', 'v'"), ("class_embed[q]", "no three")],
+    [
+        ("re:(", "no regular expression"),
+        ("qkv[x]", "row block is 'x'. Use one of 'q', 'k', 'v'"),
+        ("class_embed[q]", "no three equal blocks"),
+    ],
 )
 def test_unusable_targets(make_toy, target, words):
     with pytest.raises(ConfigError, match=words):
