@@ -84,7 +84,7 @@ def locate(dataset: str, places: Sequence[str], parts: Sequence[str]) -> Path:
 
     Args:
         dataset: its name, for messages.
-        places: relative folders where it may lie; the first one that exists counts.
+        places: relative folders where it may lie; the most complete one counts.
         parts: relative paths that must exist inside.
 
     Raises:
@@ -102,10 +102,14 @@ def locate(dataset: str, places: Sequence[str], parts: Sequence[str]) -> Path:
     found = [root / place for place in places if (root / place).is_dir()]
     if not found:
         raise DataError(f"{said}, where {' and '.join(places)} is missing. {expected}. {fix}")
-    absent = [part for part in parts if not (found[0] / part).exists()]
-    if absent:
-        raise DataError(f"{said}; {found[0]} lacks {', '.join(absent)}. {expected}. {fix}")
-    return found[0]
+    folder = min(found, key=lambda place: len(_absent(place, parts)))
+    if _absent(folder, parts):
+        raise DataError(f"{said}; {folder} lacks {', '.join(_absent(folder, parts))}. {expected}. {fix}")
+    return folder
+
+
+def _absent(folder: Path, parts: Sequence[str]) -> list[str]:
+    return [part for part in parts if not (folder / part).exists()]
 
 
 def _owner(entry: Callable) -> str:
