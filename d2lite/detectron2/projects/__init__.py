@@ -1,0 +1,1 @@
+"""Extensions that Detectron2 ships under its own name."""
