@@ -135,14 +135,8 @@ class LazyConfig:
 
     @staticmethod
     def to_py(cfg, prefix: str = "cfg."):
-        """Show a configuration as Python-like text, for reading only; formatted if black is installed."""
-        lines = [f"{prefix}{line}" for line in _assignments(OmegaConf.to_container(cfg, resolve=True))]
-        text = "\n".join(lines) + "\n"
-        try:
-            import black
-        except ImportError:
-            return text
-        return black.format_str(text, mode=black.Mode())
+        """Show a configuration as Python-like text, for reading only."""
+        return "".join(f"{line}\n" for line in _assignments(OmegaConf.to_container(cfg, resolve=True), prefix))
 
 
 # ---- python files -------------------------------------------------------------------------------------------------
@@ -261,24 +255,44 @@ def _check_path(cfg, key: str):
             raise KeyError(f"Cannot set {key!r}: {'.'.join(parts[:depth])!r} is the value {node!r} and has no keys.")
 
 
-def _assignments(cfg: dict, path: tuple[str, ...] = ()):
-    """``a.b = value`` for each leaf; a described call is a leaf."""
+_WIDTH = 88  # of a line of to_py, as black has it
+
+
+def _assignments(cfg: dict, prefix: str):
+    """``prefix.a.b = value`` for each leaf; a described call is a leaf."""
     for key, value in sorted(cfg.items()):
-        here = (*path, str(key))
+        name = f"{prefix}{key}"
         if isinstance(value, abc.Mapping) and value and "_target_" not in value and all(map(str.isidentifier, value)):
-            yield from _assignments(value, here)
+            yield from _assignments(value, f"{name}.")
         else:
-            yield f"{'.'.join(here)} = {_as_python(value)}"
+            yield _as_python(value, f"{name} = ", "", "")
 
 
-def _as_python(obj) -> str:
-    if isinstance(obj, abc.Mapping):
-        if "_target_" in obj:
-            target = obj["_target_"]
-            name = target if isinstance(target, str) else _convert_target_to_string(target)
-            arguments = ", ".join(f"{key}={_as_python(obj[key])}" for key in sorted(obj) if key != "_target_")
-            return f"{name}({arguments})"
-        return "{" + ", ".join(f"{key!r}: {_as_python(value)}" for key, value in obj.items()) + "}"
-    if isinstance(obj, (list, tuple)):
-        return "[" + ", ".join(map(_as_python, obj)) + "]"
-    return repr(obj)
+def _as_python(obj, before: str, after: str, indent: str) -> str:
+    """``before`` + Python text + ``after``, one element a line where one line would be too long."""
+    if isinstance(obj, abc.Mapping) and "_target_" in obj:
+        target = obj["_target_"]
+        opening, closing = (target if isinstance(target, str) else _convert_target_to_string(target)) + "(", ")"
+        items = [(f"{key}=", obj[key]) for key in sorted(obj) if key != "_target_"]
+    elif isinstance(obj, abc.Mapping):
+        opening, closing = "{", "}"
+        items = [(f"{_quoted(key)}: ", value) for key, value in obj.items()]
+    elif isinstance(obj, (list, tuple)):
+        opening, closing = "[", "]"
+        items = [("", value) for value in obj]
+    else:
+        return f"{before}{_quoted(obj)}{after}"
+
+    flat = ", ".join(_as_python(value, name, "", "") for name, value in items)
+    line = f"{before}{opening}{flat}{closing}{after}"
+    if not items or ("\n" not in flat and len(indent) + len(line) <= _WIDTH):
+        return line
+    deeper = indent + "    "
+    lines = [deeper + _as_python(value, name, ",", deeper) for name, value in items]
+    return "\n".join([f"{before}{opening}", *lines, f"{indent}{closing}{after}"])
+
+
+def _quoted(value) -> str:
+    """``repr`` with double quotes around text."""
+    text = repr(value)
+    return f'"{text[1:-1]}"' if text.startswith("'") and '"' not in text else text
