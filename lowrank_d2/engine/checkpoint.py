@@ -102,10 +102,7 @@ class LowRankCheckpointer(DetectionCheckpointer):
             return super().load(path, *args, **kwargs)
         path, _, query = str(path).partition("?")
         self._match_by_suffix = parse_qs(query).get("matching_heuristics") == ["True"]
-        local = PathManager.get_local_path(path)
-        if not os.path.isfile(local):
-            raise CheckpointError(f"The weights {path} do not exist. Check MODEL.WEIGHTS.")
-        return super().load(local, *args, **kwargs)
+        return super().load(_local_file(path), *args, **kwargs)
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
         loaded = read_checkpoint(filename)
@@ -147,6 +144,26 @@ def read_checkpoint(path: str) -> Dict[str, Any]:
     return loaded
 
 
+def stored_class_names(path: str) -> List[str]:
+    """The classes of the run that wrote a checkpoint; [] for files of other programs.
+
+    Raises:
+        CheckpointError: there is no such file, or as `read_checkpoint`.
+    """
+    local = _local_file(path)
+    if not local.endswith(".pth"):
+        return []
+    trainer = read_checkpoint(local).get("trainer")
+    return list(trainer.get("class_names", [])) if isinstance(trainer, dict) else []
+
+
+def _local_file(path: str) -> str:
+    local = PathManager.get_local_path(path)
+    if not os.path.isfile(local):
+        raise CheckpointError(f"The weights {path} do not exist. Check MODEL.WEIGHTS.")
+    return local
+
+
 def _read_safetensors(path: str) -> Dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load_file(path)
@@ -155,21 +172,23 @@ def _read_safetensors(path: str) -> Dict[str, torch.Tensor]:
 
 
 def _read_torch(path: str) -> Any:
-    scalars = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
     try:
-        with torch.serialization.safe_globals([np.dtype, np.ndarray, _numpy_scalar(), *scalars]):
+        with torch.serialization.safe_globals(_numpy_globals()):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # torch's restricted unpickler raises almost anything on damaged files
         unsafe = re.search(r"GLOBAL (\S+)", str(error))
-        if unsafe is None:
-            raise _damaged(path, "is damaged or no checkpoint") from error
-        raise _unsafe(path, unsafe.group(1)) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError, AttributeError) as error:
-        raise _damaged(path, "is damaged or cut off") from error
+        if isinstance(error, pickle.UnpicklingError) and unsafe:
+            raise _unsafe(path, unsafe.group(1)) from error
+        raise _damaged(path, "is damaged, cut off or no checkpoint") from error
 
 
-def _numpy_scalar() -> Any:
-    return np.float64(0).__reduce__()[0]
+def _numpy_globals() -> list:
+    """What numpy's numbers and arrays need to be rebuilt, under the names that numpy 1 and 2 write."""
+    found: list = [np.dtype, np.ndarray, *(type(np.dtype(kind)) for kind in ("f8", "f4", "f2", "i8", "i4", "u4", "u1", "?"))]
+    for value in (np.float64(0), np.empty(0)):
+        rebuild = value.__reduce__()[0]
+        found += [(rebuild, f"{module}.multiarray.{rebuild.__name__}") for module in ("numpy.core", "numpy._core")]
+    return found
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -15,7 +15,7 @@ from lowrank_d2.peft import read_header
 
 logger = logging.getLogger(__name__)
 
-_CLASS_KEYS = ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES")
+_CLASS_SECTIONS = ("SEM_SEG_HEAD", "ROI_HEADS", "RETINANET")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,12 +78,19 @@ def take_classes(cfg: CfgNode, opts: Sequence[str]) -> None:
     if cfg.MODEL.PEFT.DELTA:
         _compare(cfg.MODEL.PEFT.DELTA, list(read_header(cfg.MODEL.PEFT.DELTA).class_names), classes, names[0])
         return
-    for key in _CLASS_KEYS:
-        section, leaf = cfg.MODEL[key.split(".")[1]], key.rpartition(".")[2]
-        if key in opts[::2]:
-            check_num_classes(section[leaf], classes, names[0])
-        elif section[leaf] != len(classes):
-            section[leaf] = len(classes)
+    for section in _CLASS_SECTIONS:
+        if f"MODEL.{section}.NUM_CLASSES" in opts[::2]:
+            check_num_classes(cfg.MODEL[section].NUM_CLASSES, classes, names[0])
+        cfg.MODEL[section].NUM_CLASSES = len(classes)
+
+
+def with_num_classes(cfg: CfgNode, count: int) -> CfgNode:
+    """A copy of `cfg` for `count` classes, whatever the meta-architecture reads."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for section in _CLASS_SECTIONS:
+        cfg.MODEL[section].NUM_CLASSES = count
+    return cfg
 
 
 def use_epochs(cfg: CfgNode, epochs: int, opts: Sequence[str]) -> None:

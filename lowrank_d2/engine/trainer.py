@@ -310,6 +310,7 @@ class LowRankTrainer(DefaultTrainer):
             "iterations": done,
             "batches": done * self.cfg.SOLVER.ACCUMULATE,
             "config": self.cfg.dump(),
+            "class_names": self.class_names,
             "finished": self.finished,
             "random": comm.all_gather(random),
             "results": resuming.plain(self.results),
