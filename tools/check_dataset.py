@@ -59,5 +59,4 @@ def _as_json(data: CocoData) -> str:
 
 
 if __name__ == "__main__":
-    arguments = parser()
-    sys.exit(run_tool(main, arguments))
+    sys.exit(run_tool(main, parser()))

@@ -47,5 +47,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments = parser()
-    sys.exit(run_tool(main, arguments))
+    sys.exit(run_tool(main, parser()))

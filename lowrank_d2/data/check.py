@@ -1,5 +1,4 @@
 """Looking at a whole dataset before the first iteration: every record, every image header, one report."""
-import logging
 import os
 from collections import Counter
 from pathlib import Path
@@ -13,8 +12,6 @@ from lowrank_d2.data.datasets.catalog import load
 from lowrank_d2.data.image_files import MAX_PIXELS, BadImage, Header, read_header
 from lowrank_d2.data.problems import Report
 from lowrank_d2.errors import ConfigError, DataError
-
-logger = logging.getLogger(__name__)
 
 
 def check_dataset(name: str, **options: object) -> CocoData:
@@ -49,8 +46,7 @@ def check_config(cfg: CfgNode) -> None:
     if not any(report.of("error") for report in reports):
         reports.append(check_together(train, val))
     for report in reports:
-        for problem in report.of("warning"):
-            logger.warning("%s: %s", report.subject, problem)
+        report.log_warnings()
     failed = [str(_error(report)) for report in reports if report.of("error")]
     if failed:
         raise DataError("\n".join(dict.fromkeys(failed)))

@@ -1,5 +1,7 @@
 """What is wrong with a dataset, collected completely before anybody is told, then told once."""
+import functools
 import json
+import logging
 from dataclasses import asdict, dataclass, field
 from typing import Iterator
 
@@ -9,6 +11,8 @@ from lowrank_d2.errors import DataError
 
 EXAMPLES = 3
 LEVELS = ("error", "warning", "info")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -64,10 +68,21 @@ class Report:
         return any(problem.kind == kind for problem in self)
 
     def extend(self, other: "Report") -> None:
-        for problem in other:
-            for number, example in enumerate(problem.examples):
-                count = 1 if number else problem.count - len(problem.examples) + 1
-                self.add(problem.level, problem.kind, example, problem.what, problem.fix, count)
+        """Adds everything that `other` holds."""
+        for (level, kind), problem in other._problems.items():
+            mine = self._problems.setdefault((level, kind), Problem(level, kind, problem.what, problem.fix))
+            mine.count += problem.count
+            mine.examples += problem.examples[: EXAMPLES - len(mine.examples)]
+
+    def copy(self) -> "Report":
+        twin = Report(self.subject)
+        twin.extend(self)
+        return twin
+
+    def log_warnings(self) -> None:
+        """Logs every warning, each text once a process however often its dataset is read."""
+        for problem in self.of("warning"):
+            _warn_once(self.subject, str(problem))
 
     def raise_errors(self) -> None:
         """Raises one DataError with all errors; does nothing without any."""
@@ -85,6 +100,11 @@ class Report:
 
     def as_json(self) -> str:
         return json.dumps({"subject": self.subject, "problems": [asdict(problem) for problem in self]}, ensure_ascii=False)
+
+
+@functools.lru_cache(maxsize=1024)
+def _warn_once(subject: str, text: str) -> None:
+    logger.warning("%s: %s", subject, text)
 
 
 def _wrapped(text: str, width: int = 42) -> str:

@@ -1,5 +1,4 @@
 """Entering datasets into Detectron2's catalogs, and finding their files below $DETECTRON2_DATASETS."""
-import logging
 import os
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,8 +12,6 @@ from lowrank_d2.data.problems import Report
 from lowrank_d2.errors import ConfigError, DataError
 
 VARIABLE = "DETECTRON2_DATASETS"
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,8 +28,7 @@ class Source:
     def __call__(self) -> list[dict]:
         data = self.read()
         data.report.raise_errors()
-        for problem in data.report.of("warning"):
-            logger.warning("%s: %s", self.name, problem)
+        data.report.log_warnings()
         return data.records
 
 

@@ -1,6 +1,5 @@
 """A user's own COCO files as datasets, without code: `register_own` for training, `register_json` for one file."""
-import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Sequence
 
@@ -8,11 +7,10 @@ import numpy as np
 
 from lowrank_d2.data.coco_json import CocoData, read_coco
 from lowrank_d2.data.datasets.catalog import register
+from lowrank_d2.data.problems import Report
 from lowrank_d2.errors import DataError
 
 TRAIN, VAL = "own_train", "own_val"
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,8 @@ def register_own(
     """
     data = read_coco(train_json, train_images, skip_missing=skip_missing)
     if val_json is None:
-        data.report.raise_errors()
+        if len(data.records) < 2:
+            data.report.raise_errors()  # which may be why so few are left
         train, val = split_records(data.records, seed)
         if len(data.records) < 10:
             data.report.add(
@@ -48,7 +47,7 @@ def register_own(
                 "a validation set of so few images says little", "Give a validation file with --val-json",
             )
         _register(TRAIN, CocoData(train, data.classes, data.category_ids, data.report))
-        _register(VAL, CocoData(val, data.classes, data.category_ids, data.report))
+        _register(VAL, CocoData(val, data.classes, data.category_ids, Report(f"{train_json} (held out)")))
     else:
         _register(TRAIN, data)
         register_json(VAL, val_json, val_images or train_images, classes=data.classes, skip_missing=skip_missing)
@@ -80,4 +79,4 @@ def split_records(records: Sequence[dict], seed: int = 0, share: float = 0.1) ->
 
 def _register(name: str, data: CocoData) -> None:
     mapping = {key: index for index, key in enumerate(data.category_ids)}
-    register(name, lambda: data, data.classes, evaluator_type="coco", thing_dataset_id_to_contiguous_id=mapping)
+    register(name, lambda: replace(data, report=data.report.copy()), data.classes, evaluator_type="coco", thing_dataset_id_to_contiguous_id=mapping)
