@@ -162,7 +162,7 @@ def _add_peft(cfg: CN) -> None:
     lora.RANK = 8
     lora.ALPHA = None  # the update is (ALPHA / RANK) B A; None: ALPHA = RANK
     lora.DROPOUT = 0.0  # on the input of A
-    lora.TARGETS = []  # module names; [] = the model's own choice
+    lora.TARGETS = []  # "value_proj", "0.value_proj", "re:full.*match", "qkv[q,v]" (rows); [] = the model's own choice
 
     adapter = node.ADAPTER = CN()
     adapter.REPEATS = 1  # adapters in a row at every place

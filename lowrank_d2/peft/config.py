@@ -105,9 +105,10 @@ def method_from_fields(fields: Mapping[str, Any]) -> Method:
     known = {entry.name for entry in dataclasses.fields(METHODS[name])} if name in METHODS else set()
     if name not in METHODS or not values.keys() <= known:
         raise DeltaError(f"it was made with {dict(fields)}, which this version does not know. Update lowrank_d2")
-    if "targets" in values:
-        values["targets"] = tuple(values["targets"])
-    return METHODS[name](**values)
+    try:
+        return METHODS[name](**values)
+    except ConfigError as error:
+        raise DeltaError(f"its header is damaged: {error}") from error
 
 
 def difference(recorded: Sequence[Method], ours: Sequence[Method]) -> str:

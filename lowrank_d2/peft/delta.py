@@ -138,7 +138,7 @@ def load_delta(model: nn.Module, path: PathLike) -> DeltaHeader:
     """Copies a delta into `model`, whose base weights are loaded. Everything is checked before anything is copied.
 
     Raises:
-        DeltaError: damaged, or made for another architecture, method, rank, alpha, set of classes or base.
+        DeltaError: damaged, not finite, or made for another architecture, method, rank, alpha, class count or base.
     """
     header, tensors = read_delta(path)
     check_fits(model, header, tensors, path)
@@ -150,7 +150,7 @@ def check_fits(model: nn.Module, header: DeltaHeader, tensors: Mapping[str, Tens
     """Compares a delta with the model that is to take it; changes nothing.
 
     Raises:
-        DeltaError: naming the value in the file and the one in the model.
+        DeltaError: naming the value in the file and the one in the model, or a tensor that is not finite.
     """
     kind = type(model).__name__
     if not hasattr(model, "peft_config"):
@@ -162,6 +162,9 @@ def check_fits(model: nn.Module, header: DeltaHeader, tensors: Mapping[str, Tens
         raise DeltaError(f"{path} {found}. Build the model with the delta's methods, or set MODEL.PEFT.DELTA alone.")
     _check_names(model, tensors, path)
     _check_shapes(model, header, tensors, path)
+    bad = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    if bad:
+        raise DeltaError(f"{path} holds NaN or Inf in {bad}. Take a delta from before the training went wrong.")
     ours = identify(model, tensors)
     if ours.digests != header.base.digests:
         first = first_difference(model, tensors, header.base) or "one that only the file's base has"

@@ -9,7 +9,7 @@ from typing import Any, Mapping
 
 from torch import Tensor, nn
 
-from lowrank_d2.errors import CheckpointError
+from lowrank_d2.errors import CheckpointError, DeltaError
 from lowrank_d2.peft.config import difference, method_fields, method_from_fields
 from lowrank_d2.peft.delta import MARKER, load_delta
 from lowrank_d2.peft.trainable import added_names
@@ -41,7 +41,10 @@ def _before_load(
         )
     recorded, ours = local_metadata.get(_METADATA_KEY), model.peft_config.methods
     if recorded:  # an empty list: only base parameters trained, and they may be the base of any method
-        found = difference([method_from_fields(fields) for fields in recorded], ours)
+        try:
+            found = difference([method_from_fields(fields) for fields in recorded], ours)
+        except DeltaError as error:
+            raise CheckpointError(f"The checkpoint cannot be resumed: {error}.") from error
         if found:
             raise CheckpointError(f"The checkpoint {found}. Set MODEL.PEFT as in the config.yaml of its run.")
     resumes = bool(recorded) or (recorded == [] and not ours)

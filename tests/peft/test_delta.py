@@ -124,6 +124,14 @@ def test_another_method_rank_alpha_or_target_is_refused(adapted, tmp_path, optio
     assert same(other.state_dict(), before)
 
 
+def test_numbers_that_are_not_finite_are_refused(adapted, tmp_path):
+    model, path = adapted(), tmp_path / "d.safetensors"
+    torch.nn.init.constant_(model.decoder[0].qkv.lora_B_v, float("nan"))
+    save_delta(model, path, class_names=NAMES)
+    with pytest.raises(DeltaError, match="NaN or Inf in decoder.0.qkv.lora_B_v"):
+        load_delta(adapted(), path)
+
+
 def test_another_number_of_classes_is_refused(adapted, tmp_path):
     path = tmp_path / "d.safetensors"
     save_delta(adapted(), path, class_names=NAMES)
@@ -172,6 +180,14 @@ def test_other_files_are_told_from_deltas(adapted, tmp_path):
     save_file({"weight": torch.zeros(2)}, str(tmp_path / "plain.safetensors"))
     with pytest.raises(DeltaError, match="no header of a delta.*Full weights go to MODEL.WEIGHTS"):
         read_header(tmp_path / "plain.safetensors")
+
+
+def test_a_header_with_impossible_values_is_refused(adapted, tmp_path):
+    path = str(tmp_path / "d.safetensors")
+    header = save_delta(adapted(), path, class_names=NAMES).to_json().replace('"rank": 2', '"rank": 0')
+    save_file({MARKER: torch.empty(0)}, path, metadata={"lowrank_d2": header})
+    with pytest.raises(DeltaError, match="its header is damaged: MODEL.PEFT.LORA.RANK is 0"):
+        read_header(path)
 
 
 def test_a_newer_format_is_refused(tmp_path):

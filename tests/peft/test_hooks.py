@@ -99,6 +99,13 @@ def test_a_checkpoint_of_another_method_is_refused(make_toy, trained, methods, w
         model.load_state_dict(trained.state_dict(), strict=False)
 
 
+def test_a_checkpoint_of_a_newer_method_is_refused(make_toy, trained):
+    state = trained.state_dict()
+    state._metadata[""]["lowrank_d2_methods"] = [{"name": "newer", "rank": 2}]
+    with pytest.raises(CheckpointError, match="'newer', 'rank': 2}, which this version does not know"):
+        inject(make_toy(), [LoRA(rank=2)]).load_state_dict(state)
+
+
 def test_a_checkpoint_that_lost_some_added_tensors_is_refused(make_toy, trained):
     state = dict(trained.state_dict())
     del state["pixel_decoder.value_proj.lora_A"]
