@@ -67,7 +67,7 @@ def convert_c2_detectron_names(weights: Dict[str, torch.Tensor]):
     Returns:
         ({new name: tensor}, {new name: original name}).
     """
-    logging.getLogger(__name__).info("Renaming Caffe2 weights ......")
+    logging.getLogger(__name__).info("Renaming %d Caffe2 weights", len(weights))
     converted, original_names = {}, {}
     for original, basic in sorted(zip(weights, convert_basic_c2_names(list(weights)))):
         name, value = _apply(_DETECTION_RULES, basic), weights[original]
@@ -134,7 +134,7 @@ def _longest_matching_suffix(model_key, keys):
 def _log_matches(logger, matched, original_names):
     """One line for each module that received something: `backbone.res2.0.conv1.{weight, bias} <- res2_0_branch2a_`."""
     if not matched:
-        logger.warning("No weights in checkpoint matched with model.")
+        logger.warning("No name in the checkpoint matches one of the model: nothing is loaded")
         return
     modules = defaultdict(list)
     for key, model_key in matched.items():

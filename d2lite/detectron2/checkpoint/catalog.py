@@ -33,7 +33,7 @@ class ModelCatalog:
             raise NotInLiteRuntime(f"the model {name}")
         kind, _, model = name.partition("/")
         if kind != "ImageNetPretrained":
-            raise RuntimeError(f"model not present in the catalog: {name}")
+            raise RuntimeError(f"The catalog has no model {name}")
         return f"{ModelCatalog.S3_C2_DETECTRON_PREFIX}/{ModelCatalog.C2_IMAGENET_MODELS[model]}"
 
 

@@ -82,7 +82,7 @@ two machines:
     parser = argparse.ArgumentParser(
         epilog=epilog or examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="path to the config")
+    parser.add_argument("--config-file", default="", metavar="FILE", help="the config of this run")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
     parser.add_argument("--eval-only", action="store_true", help="evaluate only")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on each machine, one for each GPU")
@@ -137,24 +137,24 @@ def default_setup(cfg, args):
     rank = comm.get_rank()
     setup_logger(output_dir, distributed_rank=rank, name="fvcore")
     logger = setup_logger(output_dir, distributed_rank=rank)
-    logger.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
-    logger.info("Environment info:\n%s", collect_env_info())
-    logger.info("Command line arguments: %s", args)
+    logger.info("Process %d of %d", rank, comm.get_world_size())
+    logger.info("Environment:\n%s", collect_env_info())
+    logger.info("Arguments: %s", args)
     config_file = getattr(args, "config_file", "")
     if config_file:
         with PathManager.open(config_file, "r") as stream:
-            logger.info("Contents of args.config_file=%s:\n%s", config_file, stream.read())
+            logger.info("%s holds:\n%s", config_file, stream.read())
 
     if comm.is_main_process() and output_dir:
         path = os.path.join(output_dir, "config.yaml")
         if isinstance(cfg, CfgNode):
             text = cfg.dump()
-            logger.info("Running with full config:\n%s", text)
+            logger.info("Complete config:\n%s", text)
             with PathManager.open(path, "w") as stream:
                 stream.write(text)
         else:
             LazyConfig.save(cfg, path)
-        logger.info("Full config saved to %s", path)
+        logger.info("The complete config is in %s", path)
 
     # Processes draw different numbers, or they would all augment alike.
     seed = _try_get_key(cfg, "SEED", "train.seed", default=-1)
@@ -374,7 +374,7 @@ class DefaultTrainer(TrainerBase):
             results[name] = inference_on_dataset(model, data_loader, evaluator)
             if comm.is_main_process():
                 assert isinstance(results[name], dict), f"an evaluator must return a dict, not {results[name]!r}"
-                logger.info("Evaluation results for %s in csv format:", name)
+                logger.info("Results on %s:", name)
                 print_csv_format(results[name])
         return next(iter(results.values())) if len(results) == 1 else results
 

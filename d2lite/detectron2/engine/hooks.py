@@ -114,13 +114,13 @@ class IterationTimer(HookBase):
         in_steps = self._total_timer.seconds()
         if self._measured > 0 and in_steps > 0:
             logger.info(
-                "Overall training speed: %d iterations in %s (%.4f s / it)",
+                "%d iterations took %s, %.4f s each",
                 self._measured,
                 datetime.timedelta(seconds=int(in_steps)),
                 in_steps / self._measured,
             )
         logger.info(
-            "Total training time: %s (%s on hooks)",
+            "The whole training took %s, of which hooks had %s",
             datetime.timedelta(seconds=int(total)),
             datetime.timedelta(seconds=int(total - in_steps)),
         )

@@ -78,7 +78,7 @@ class TrainerBase:
         if start_iter >= max_iter:
             logger.info("Training had already finished: iteration %d of %d", start_iter, max_iter)
             return
-        logger.info("Starting training from iteration %d", start_iter)
+        logger.info("Training iterations %d to %d", start_iter, max_iter - 1)
         with EventStorage(start_iter) as self.storage:
             try:
                 self.before_train()

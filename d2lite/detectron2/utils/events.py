@@ -282,7 +282,7 @@ class CommonMetricPrinter(EventWriter):
 
     Args:
         max_iter: the iteration training ends at; None omits the remaining time.
-        window_size: iterations that losses take the median and times the mean over.
+        window_size: iterations that losses take the median and data_time the mean over; time is the whole run's mean.
     """
 
     def __init__(self, max_iter: Optional[int] = None, window_size: int = 20):
@@ -305,8 +305,8 @@ class CommonMetricPrinter(EventWriter):
             + "  "
             + self._medians(storage, [name for name in names if "[metric]" in name])
             + "  "
-            + self._times(storage, "time")
-            + self._times(storage, "data_time")
+            + self._times(storage, "time", lambda history, window: history.global_avg())
+            + self._times(storage, "data_time", lambda history, window: history.avg(window))
             + f" lr: {lr}  "
             + (f"max_mem: {torch.cuda.max_memory_allocated() / 2**20:.0f}M" if torch.cuda.is_available() else "")
         )
@@ -318,11 +318,11 @@ class CommonMetricPrinter(EventWriter):
             parts.append(f"{name}: {median:.4g}")
         return "  ".join(parts)
 
-    def _times(self, storage, name):
+    def _times(self, storage, name, average):
         if name not in storage.histories():
             return ""
         history = storage.history(name)
-        mean = history.avg(storage.count_samples(name, self._window_size))
+        mean = average(history, storage.count_samples(name, self._window_size))
         return f"{name}: {mean:.4f}  last_{name}: {history.latest():.4f}  "
 
     def _get_eta(self, storage) -> Optional[str]:
