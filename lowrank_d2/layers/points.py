@@ -2,6 +2,7 @@
 
 Points are (x, y) as fractions of the canvas: (0, 0) is the outer corner of the first pixel, (1, 1) that of the last.
 """
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +18,35 @@ def sample_at(maps: Tensor, points: Tensor) -> Tensor:
     Returns:
         (N, C, A, B).
     """
-    return F.grid_sample(maps, points * 2 - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
+    # grid_sample is three times slower on a transposed grid, and arithmetic keeps the transposition.
+    grid = points.contiguous().mul(2).sub_(1)
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def sample_rows(table: Tensor, size: tuple[int, int], points: Tensor) -> Tensor:
+    """What `sample_at` gives for one map of many channels, with the channels last.
+
+    Each corner is one contiguous row of the table, where `sample_at` would gather channel by channel: with 256 channels
+    a CPU is 20 times faster.
+
+    Args:
+        table: (H * W, C), a map row by row.
+        size: (H, W).
+        points: (P, 2).
+
+    Returns:
+        (P, C).
+    """
+    limit = torch.tensor(size[::-1], device=points.device)
+    position = points * limit - 0.5
+    low = position.floor()
+    corners = torch.stack((low, low + 1))  # (2, P, 2): the pixels before and after, in x and y
+    shares = torch.stack((1 - (position - low), position - low)) * ((corners >= 0) & (corners < limit))
+    x, y = torch.minimum(corners.long().clamp(min=0), limit - 1).unbind(-1)
+    weight_x, weight_y = shares.to(table.dtype).unbind(-1)
+    index = (y[:, None] * size[1] + x).flatten(0, 1).T  # (P, 4)
+    weight = (weight_y[:, None] * weight_x).flatten(0, 1).T
+    return F.embedding_bag(index.contiguous(), table, per_sample_weights=weight.contiguous(), mode="sum")
 
 
 @torch.no_grad()
@@ -33,8 +62,14 @@ def least_certain(masks: Tensor, candidates: Tensor, keep: int) -> Tensor:
         (R, keep, 2), in no particular order.
     """
     distance = sample_at(masks[:, None], candidates[:, None])[:, 0, 0].abs_()
-    chosen = distance.topk(keep, dim=1, largest=False, sorted=False).indices
-    return candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
+    return candidates.gather(1, _smallest(distance, keep)[..., None].expand(-1, -1, 2))
+
+
+def _smallest(values: Tensor, keep: int) -> Tensor:
+    """Indices of the smallest `keep` numbers of each row, in no particular order: (R, P) -> (R, keep)."""
+    if values.device.type == "cpu":  # five times faster than topk
+        return torch.from_numpy(np.argpartition(values.numpy(), keep - 1, axis=1)[:, :keep])
+    return values.topk(keep, dim=1, largest=False, sorted=False).indices
 
 
 def point_bce(logits: Tensor, labels: Tensor) -> Tensor:
@@ -66,6 +101,6 @@ def pairwise_bce_and_dice(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     # softplus from exp and log1p: both are vectorised on CPUs, the ready-made softplus is several times slower.
     softplus = logits.abs().neg_().exp_().log1p_().add_(logits.clamp(min=0))
     bce = (softplus.sum(1, keepdim=True) - logits @ labels.T) / logits.shape[1]
-    probability = logits.sigmoid()
+    probability = (logits - softplus).exp_()  # the sigmoid, from what is there
     dice = 1 - (2 * (probability @ labels.T) + 1) / (probability.sum(1, keepdim=True) + labels.sum(1) + 1)
     return bce, dice

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lowrank_d2.layers.boxes import cxcywh_to_xyxy, giou
 from lowrank_d2.layers.draws import Draws
-from lowrank_d2.layers.points import pairwise_bce_and_dice, sample_at
+from lowrank_d2.layers.points import pairwise_bce_and_dice, sample_at, sample_rows
 from lowrank_d2.modeling.predictions import Prediction, Target
 
 
@@ -83,11 +83,14 @@ class HungarianMatcher:
             cost = self._class_and_box_cost(sets, image, target)
             if (self.cost_mask or self.cost_dice) and len(target.labels):
                 # Converted once per image: the points differ between the sets, the maps do not.
-                features, masks = mask_features[image : image + 1].float(), target.masks[None].float()
+                size, masks = mask_features.shape[-2:], target.masks[None].float()
+                table = mask_features[image].float().flatten(1).T.contiguous()
                 for row, (name, prediction) in zip(cost, predictions.items()):
                     purpose = f"matcher/{name}/image_{image}/point_coords"
                     points = draws.uniform(purpose, (1, self.num_points, 2), cost.device)
-                    row += self._mask_cost(prediction.mask_embed[image].float(), features, masks, points)
+                    # Sampling and the product with the embeddings are linear: features are sampled instead of masks.
+                    logits = prediction.mask_embed[image].float() @ sample_rows(table, size, points[0]).T
+                    row += self._mask_cost(logits, sample_at(masks, points[:, None])[0, :, 0])
             costs.append(cost)
         return self._assign(list(predictions), costs)
 
@@ -100,10 +103,7 @@ class HungarianMatcher:
         overlap = giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target.boxes))
         return cost + self.cost_box * distance - self.cost_giou * overlap
 
-    def _mask_cost(self, embed: Tensor, features: Tensor, masks: Tensor, points: Tensor) -> Tensor:
-        """(Q, n). Sampling and the product with the embeddings are linear, so features are sampled instead of masks."""
-        logits = embed @ sample_at(features, points[:, None])[0, :, 0]
-        labels = sample_at(masks, points[:, None])[0, :, 0]
+    def _mask_cost(self, logits: Tensor, labels: Tensor) -> Tensor:
         bce, dice = pairwise_bce_and_dice(logits, labels)
         return self.cost_mask * bce + self.cost_dice * dice
 

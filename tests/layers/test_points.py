@@ -1,7 +1,7 @@
 import torch
 import torch.nn.functional as F
 
-from lowrank_d2.layers.points import least_certain, pairwise_bce_and_dice, point_bce, point_dice, sample_at
+from lowrank_d2.layers.points import least_certain, pairwise_bce_and_dice, point_bce, point_dice, sample_at, sample_rows
 
 
 def test_samples_are_bilinear_between_pixel_centers_and_zero_outside():
@@ -16,6 +16,14 @@ def test_sampling_commutes_with_the_product_of_embedding_and_features():
     embed, features, points = torch.randn(6, 8), torch.randn(1, 8, 5, 7), torch.rand(1, 1, 40, 2)
     masks = torch.einsum("qm,nmhw->nqhw", embed, features)
     torch.testing.assert_close(embed @ sample_at(features, points)[0, :, 0], sample_at(masks, points)[0, :, 0])
+
+
+def test_rows_of_a_table_are_sampled_like_a_map():
+    torch.manual_seed(0)
+    maps, points = torch.randn(1, 8, 5, 7), torch.rand(200, 2)
+    points[:5] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.999], [0.071, 0.1]])
+    table = maps[0].flatten(1).T.contiguous()
+    torch.testing.assert_close(sample_rows(table, (5, 7), points), sample_at(maps, points[None, None])[0, :, 0].T)
 
 
 def test_least_certain_keeps_the_smallest_logits_of_each_mask():
