@@ -32,6 +32,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["lowrank_d2", "lowrank_d2.*"]),
+    package_data={"lowrank_d2": ["assets/*"]},
     install_requires=RUNTIME,
     extras_require={"test": TEST},
 )

@@ -72,7 +72,7 @@ def predict_files(cfg: CfgNode, source: str, output: str, threshold: float = 0.5
         instances = instances[instances.scores >= threshold]
         images += 1
         pixels = image_files.read_image(path, exif=cfg.INPUT.EXIF)
-        _write_picture(Path(output, f"{name}.png"), pixels, instances, predictor.class_names)
+        write_png(Path(output, f"{name}.png"), draw_instances(pixels, instances, predictor.class_names))
         records += coco_records(instances, images, os.path.relpath(path, root), predictor.class_names, predictor.category_ids)
     if not images:
         raise DataError(f"{source}: none of the {len(files)} files there is an image that can be read.")
@@ -212,12 +212,18 @@ def _name_of(label: int, class_names: Sequence[str]) -> str:
     return class_names[label] if label < len(class_names) else f"class_{label + 1}"
 
 
-def _write_picture(path: Path, pixels: np.ndarray, instances: Instances, class_names: Sequence[str]) -> None:
+def draw_instances(pixels: np.ndarray, instances: Instances, class_names: Sequence[str], scale: float = 1.0) -> np.ndarray:
+    """The image `pixels` (h, w, 3) RGB magnified by `scale`, with boxes, masks, class names and scores drawn over it."""
     labels = [
         f"{_name_of(label, class_names)} {score:.0%}"
         for label, score in zip(instances.pred_classes.tolist(), instances.scores.tolist())
     ]
     masks = instances.pred_masks.numpy().astype(bool) if instances.has("pred_masks") else None
-    drawn = Visualizer(pixels).overlay_instances(boxes=instances.pred_boxes, masks=masks, labels=labels)
-    encoded = cv2.imencode(".png", drawn.get_image()[:, :, ::-1])[1]
+    drawn = Visualizer(pixels, scale=scale).overlay_instances(boxes=instances.pred_boxes, masks=masks, labels=labels)
+    return drawn.get_image()
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Writes `pixels` (h, w, 3) RGB, atomically."""
+    encoded = cv2.imencode(".png", pixels[..., ::-1])[1]
     write_with(path, lambda temporary: temporary.write_bytes(encoded.tobytes()))
