@@ -496,6 +496,35 @@ def test_thousands_of_records_take_seconds(own):
     assert len(data.records) == 3000 and sum(len(record["annotations"]) for record in data.records) == 6000
 
 
+JUNK = [None, True, -1, 0, 3.5, float("nan"), float("-inf"), 1e300, 10**30, "", "x", "1", [], [[]], [None], {}, {"size": 3}, [[1, 2], "a"]]
+
+
+def mutated(value, rng):
+    """A copy of a json value with one node, chosen at random, replaced by junk or removed."""
+    if isinstance(value, (dict, list)) and value and rng.random() < 0.85:
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        key = keys[rng.integers(len(keys))]
+        twin = value.copy()
+        if rng.random() < 0.1:
+            del twin[key]
+        else:
+            twin[key] = mutated(value[key], rng)
+        return twin
+    return JUNK[rng.integers(len(JUNK))]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_damage_to_a_file_is_a_bug(own, seed):
+    """Whatever stands in the file, the answer is a report."""
+    rng = np.random.default_rng(seed)
+    own.annotations[1]["segmentation"] = square_rle()[0]
+    clean = own.content
+    for _ in range(60):
+        own.content = mutated(clean, rng)
+        report = check(own).report
+        assert all(found.what and found.count >= len(found.examples) > 0 for found in report)
+
+
 def test_the_report_shows_three_examples_and_the_count(own):
     for annotation in own.annotations:
         annotation["category_id"] = 9

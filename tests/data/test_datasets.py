@@ -5,7 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import transforms as T
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -39,6 +40,17 @@ def test_every_generated_dataset_passes_the_check(registered, name):
             rows, columns = np.nonzero(mask)
             assert abs(columns.min() - x) <= 1.5 and abs(columns.max() + 1 - x - w) <= 1.5
             assert abs(rows.min() - y) <= 1.5 and abs(rows.max() + 1 - y - h) <= 1.5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_detectron2s_own_mapper_reads_the_records(registered, name):
+    mapper = DatasetMapper(
+        True, augmentations=[T.ResizeShortestEdge(96, 400)], image_format="RGB", use_instance_mask=True, instance_mask_format="bitmask"
+    )
+    for record in DatasetCatalog.get(name)[:3]:
+        sample = mapper(record)
+        assert len(sample["instances"]) == sum(not annotation["iscrowd"] for annotation in record["annotations"])
+        assert len(sample["instances"]) == 0 or sample["instances"].gt_masks.tensor.any(dim=2).any(dim=1).all()
 
 
 def test_the_registered_names_and_metadata(registered):

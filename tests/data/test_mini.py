@@ -113,10 +113,8 @@ def test_cityscapes_maps_are_the_polygons_painted_in_order(mini_root):
     assert {"road", "building", "sky", "ego vehicle"} <= seen and seen <= set(LABELS) | {"cargroup"}
 
 
-def test_the_odd_objects_of_streets_all_occur(tmp_path):
-    folder = mini.build(tmp_path, "cityscapes", train=40, val=1)
-    records = [json.loads(path.read_text()) for path in (folder / "gtFine").rglob("*.json")]
-    objects = [item for record in records for item in record["objects"]]
+def test_the_odd_objects_of_streets_all_occur():
+    objects = [item for seed in range(30) for item in mini.cityscapes.scene(np.random.default_rng(seed), 96, 192)[1]]
     assert {"cargroup", "caravan", "license plate", "rider"} <= {item["label"] for item in objects}
     assert any(item.get("deleted") for item in objects)
     assert {"person", "car", "truck", "bus", "train", "motorcycle", "bicycle"} <= {item["label"] for item in objects}

@@ -39,7 +39,8 @@ def read(split: str, every: bool) -> CocoData:
     entries = {}
     for name in FOLDERS:
         entries.update(_entries(root, name))
-    records = [_record(root, key, entries[key], report) for key in split_names(list(entries), split, every)]
+    folders = {name: ImageFolder(root / name) for name in FOLDERS}
+    records = [_record(folders, key, entries[key], report) for key in split_names(list(entries), split, every)]
     usable = sorted((record for record in records if record), key=lambda record: record["image_id"])
     return CocoData(usable, list(CLASSES), [1], report)
 
@@ -69,10 +70,10 @@ def _entries(root: Path, folder: str) -> dict[str, dict]:
         raise DataError(f"{path} is no VIA file: every entry needs filename and regions. Take the published one.") from error
 
 
-def _record(root: Path, name: str, entry: dict, report: Report) -> dict | None:
+def _record(folders: dict[str, ImageFolder], name: str, entry: dict, report: Report) -> dict | None:
     folder, file_name = name.split("/", 1)
     try:
-        path, _ = ImageFolder(root / folder).find(file_name)
+        path, _ = folders[folder].find(file_name)
         header = read_header(path)
         number = int(Path(file_name).stem)
     except BadImage as error:
