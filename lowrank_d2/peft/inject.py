@@ -1,4 +1,8 @@
-"""Putting methods into a model: find the targets, change their class, fill the adapter slots, freeze the rest."""
+"""Putting methods into a model: find the targets, change their class, fill the adapter slots, freeze the rest.
+
+A target "value_proj" is every Linear of that name, "0.value_proj" every one whose name ends so, "re:..." every one
+whose whole name matches; "qkv[q,v]" takes the thirds q and v of the rows of a packed projection. Each must match.
+"""
 import logging
 import re
 from typing import Iterable, NamedTuple, Sequence

@@ -23,7 +23,7 @@ class LoRA:
         rank: columns of B and rows of A.
         alpha: the update is alpha / rank times B A. None: alpha = rank, a scale of 1.
         dropout: probability of dropping an input element of A, in training.
-        targets: names of Linears (see `lowrank_d2.peft.targets`); () = the model's own choice.
+        targets: names of Linears (see `lowrank_d2.peft.inject`); () = the model's own choice.
 
     Raises:
         ConfigError: a value out of range, by the name of its configuration key.
