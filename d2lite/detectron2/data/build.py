@@ -118,7 +118,7 @@ def get_detection_dataset_dicts(
     for name, dicts in zip(names, per_name):
         assert len(dicts), f"The dataset '{name}' has no images."
     if proposal_files is not None:
-        assert len(names) == len(proposal_files), f"{len(names)} datasets need as many proposal files, not {len(proposal_files)}."
+        assert len(names) == len(proposal_files), f"{len(names)} datasets, but {len(proposal_files)} proposal files."
         per_name = [load_proposals_into_dataset(dicts, file) for dicts, file in zip(per_name, proposal_files)]
 
     dataset_dicts = list(itertools.chain.from_iterable(per_name))

@@ -21,7 +21,7 @@ class _DatasetCatalog(UserDict):
     def register(self, name: str, func: Callable[[], Any]) -> None:
         """Remember `func`, which returns the records (a list of dicts, or a torch Dataset), under a new name."""
         assert callable(func), f"DatasetCatalog.register('{name}', ...) needs a function, got {type(func).__name__}."
-        assert name not in self, f"The dataset '{name}' is registered already; remove() it first or choose another name."
+        assert name not in self, f"The dataset '{name}' is registered already; remove() it, or choose another name."
         self[name] = func
 
     def get(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Datasets made of other datasets: a list in shared memory, a mapped one, an iterable one, one grouped by aspect ratio."""
+"""Datasets made of others: a list in shared memory, a mapped one, an iterable one, one grouped by aspect ratio."""
 from __future__ import annotations
 
 import contextlib
@@ -97,7 +97,7 @@ class MapDataset(torchdata.Dataset):
             retries += 1
             candidates = [i for i in range(len(self)) if i not in self._failed]
             if not candidates:
-                raise ValueError(f"The mapping function returned None for all {len(self)} elements; nothing is left to use.")
+                raise ValueError(f"The mapping function returned None for all {len(self)} elements; none can be used.")
             if retries >= 3:
                 logging.getLogger(__name__).warning(
                     f"The mapping function returned None {retries} times in a row, beginning with element {idx}."
@@ -147,7 +147,8 @@ class DatasetFromList(torchdata.Dataset):
         lst: the elements.
         copy: give a deep copy at every access, so that a user may change what he gets. Without effect if serialised,
             where every access makes a fresh object anyway.
-        serialize: True: the default method (one tensor of pickles); a callable: `serialize(lst)` is stored; False: the list.
+        serialize: True: the default method (one tensor of pickles). A callable: `serialize(lst)` is stored.
+            False: the list itself.
     """
 
     def __init__(self, lst: list, copy: bool = True, serialize: bool | Callable[[list], Any] = True):
@@ -175,7 +176,7 @@ class ToIterableDataset(torchdata.IterableDataset):
     Args:
         dataset: map-style.
         sampler: gives indices. It must give the same ones in every DataLoader worker (a seeded generator of its own).
-        shard_sampler: deal the indices out to the workers. False if the sampler already does, or every worker yields all.
+        shard_sampler: deal the indices out to the workers; False if the sampler does it already.
         shard_chunk_size: workers take turns after so many indices. The batch size, when the DataLoader makes batches:
             then every batch holds consecutive indices and their order does not depend on the number of workers.
     """

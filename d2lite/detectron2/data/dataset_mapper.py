@@ -80,7 +80,8 @@ class DatasetMapper:
 
     def _transform_annotations(self, dataset_dict: dict, transforms, image_shape: tuple[int, int]) -> None:
         """Replace "annotations" by "instances"; crowds and what became empty are left out."""
-        unused = [name for name, used in (("segmentation", self.use_instance_mask), ("keypoints", self.use_keypoint)) if not used]
+        used = {"segmentation": self.use_instance_mask, "keypoints": self.use_keypoint}
+        unused = [name for name in used if not used[name]]
         transformed = []
         for annotation in dataset_dict.pop("annotations"):
             for name in unused:

@@ -52,7 +52,8 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
         format: None (the file's own mode), "BGR", "YUV-BT.601", or a mode of Pillow.
 
     Returns:
-        (H, W, C) uint8, or float64 in [0, 1] for YUV; "L" has C = 1. With format None a palette image is (H, W) indices.
+        (H, W, C) uint8, or float64 in [0, 1] for YUV; "L" has C = 1. Without a format a palette image is (H, W)
+        indices.
     """
     if format is not None:
         image = image.convert("RGB" if format in ("BGR", "YUV-BT.601") else format)
@@ -67,13 +68,16 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
 
 
 def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:
-    """The inverse of `convert_PIL_to_numpy`: (H, W, C) in any of its formats to (H, W, 3) uint8 RGB."""
+    """The inverse of `convert_PIL_to_numpy`: (H, W, C) in any of its formats to (H, W, 3) RGB in 0..255.
+
+    The result is uint8, from YUV float64.
+    """
     if isinstance(image, torch.Tensor):
         image = image.cpu().numpy()
     if format == "BGR":
         return image[:, :, [2, 1, 0]]
     if format == "YUV-BT.601":
-        return (np.dot(image, np.array(_M_YUV2RGB).T) * 255.0).astype(np.uint8)
+        return np.dot(image, np.array(_M_YUV2RGB).T) * 255.0
     if format == "L":
         image = image[:, :, 0]
     return np.asarray(Image.fromarray(image.astype(np.uint8), mode=format).convert("RGB"))
@@ -187,7 +191,7 @@ def transform_keypoint_annotations(
 
     if keypoint_hflip_indices is not None and len(keypoint_hflip_indices) != len(keypoints):
         raise ValueError(
-            f"An annotation has {len(keypoints)} keypoints, the metadata's keypoint_names {len(keypoint_hflip_indices)}."
+            f"An annotation has {len(keypoints)} keypoints, the metadata name {len(keypoint_hflip_indices)}."
         )
     if sum(isinstance(t, HFlipTransform) for t in transforms.transforms) % 2 == 1:
         if keypoint_hflip_indices is None:
@@ -212,11 +216,14 @@ def _to_mask(segmentation, image_size: tuple[int, int]) -> np.ndarray:
     )
 
 
-def annotations_to_instances(annos: Sequence[dict], image_size: tuple[int, int], mask_format: str = "polygon") -> Instances:
+def annotations_to_instances(
+    annos: Sequence[dict], image_size: tuple[int, int], mask_format: str = "polygon"
+) -> Instances:
     """Collect transformed annotations.
 
     Args:
-        annos: the outputs of `transform_instance_annotations`. The first one decides whether there are masks and keypoints.
+        annos: the outputs of `transform_instance_annotations`. The first one decides whether there are masks and
+            keypoints.
         image_size: (h, w).
         mask_format: "polygon" (PolygonMasks) or "bitmask" (BitMasks).
 
@@ -244,8 +251,8 @@ def annotations_to_instances(annos: Sequence[dict], image_size: tuple[int, int],
                 ) from error
         else:
             assert mask_format == "bitmask", f"mask_format is 'polygon' or 'bitmask', got {mask_format!r}."
-            masks = [np.ascontiguousarray(_to_mask(s, image_size)) for s in segmentations]
-            target.gt_masks = BitMasks(torch.stack([torch.from_numpy(mask) for mask in masks]))
+            masks = np.stack([_to_mask(segmentation, image_size) for segmentation in segmentations])
+            target.gt_masks = BitMasks(torch.from_numpy(masks))
     if "keypoints" in annos[0]:
         target.gt_keypoints = Keypoints(np.stack([np.asarray(anno.get("keypoints", [])) for anno in annos]))
     return target
@@ -282,7 +289,7 @@ def check_metadata_consistency(key: str, dataset_names: Sequence[str]) -> None:
     for name, value in others:
         if value != first[1]:
             logging.getLogger(__name__).error(f"'{key}' of '{first[0]}' is {first[1]}, of '{name}' {value}.")
-            raise ValueError(f"The datasets '{first[0]}' and '{name}' have different '{key}'; they cannot be used together.")
+            raise ValueError(f"'{first[0]}' and '{name}' have different '{key}'; they cannot be used together.")
 
 
 def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> list[int]:
@@ -301,7 +308,7 @@ def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> list[in
 
 
 def get_fed_loss_cls_weights(dataset_names: str | Sequence[str], freq_weight_power: float = 1.0) -> torch.Tensor:
-    """(C,) sampling weights of federated loss: images a class occurs in, to a power; from metadata class_image_count."""
+    """(C,) sampling weights of federated loss: the metadata's class_image_count to a power."""
     names = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
     check_metadata_consistency("class_image_count", names)
     counts = sorted(MetadataCatalog.get(names[0]).class_image_count, key=lambda entry: entry["id"])
@@ -320,7 +327,7 @@ def gen_crop_transform_with_instance(
     x0, y0, x1, y1 = BoxMode.convert(instance["bbox"], instance["bbox_mode"], BoxMode.XYXY_ABS)
     crop, image = np.asarray(crop_size, dtype=np.int32), np.asarray(image_size)
     center = np.array([(y0 + y1) * 0.5, (x0 + x1) * 0.5])
-    assert (center <= image).all(), f"The box {(x0, y0, x1, y1)} has its centre outside the image of {tuple(image_size)}."
+    assert (center <= image).all(), f"The box {(x0, y0, x1, y1)} has its centre outside {tuple(image_size)}."
     assert (crop <= image).all(), f"A crop of {tuple(crop_size)} does not fit into {tuple(image_size)}."
 
     lowest = np.maximum(np.floor(center).astype(np.int32) - crop, 0)

@@ -81,7 +81,7 @@ class COCOEvaluator(DatasetEvaluator):
     ):
         if isinstance(tasks, CfgNode):  # the signature of before 2021
             kpt_oks_sigmas = kpt_oks_sigmas or tasks.TEST.KEYPOINT_OKS_SIGMAS
-            logger.warning("COCOEvaluator(dataset_name, cfg, ...) is outdated; the tasks now follow from the predictions.")
+            logger.warning("COCOEvaluator(dataset_name, cfg) is outdated; the tasks now follow from the predictions.")
             tasks = None
         if max_dets_per_image is None:
             max_dets_per_image = [1, 10, 100]
@@ -101,7 +101,7 @@ class COCOEvaluator(DatasetEvaluator):
         if json_file is None:
             if output_dir is None:
                 raise ValueError(
-                    f"'{dataset_name}' has no COCO json in its metadata, and without an output_dir none can be written. "
+                    f"'{dataset_name}' has no json_file in its metadata, and without an output_dir it cannot get one. "
                     "Give COCOEvaluator an output_dir."
                 )
             # Not noted in the metadata: the next evaluator must look at the records again, they may have changed.
@@ -244,7 +244,7 @@ class COCOEvaluator(DatasetEvaluator):
 def _table(values: dict[str, float], columns: int | None = None) -> str:
     """Names above values; with `columns`, so many pairs of name and value a row."""
     if columns is None:
-        return tabulate([list(values.values())], headers=list(values), tablefmt="pipe", floatfmt=".3f", numalign="center")
+        return tabulate([list(values.values())], headers=list(values), tablefmt="pipe", floatfmt=".3f")
     cells = [cell for pair in values.items() for cell in pair]
     width = 2 * min(columns, len(values))
     rows = [cells[i : i + width] for i in range(0, len(cells), width)]
@@ -326,10 +326,12 @@ class COCOevalMaxDets(COCOeval):
         if self.params.iouType == "keypoints":
             super().summarize()
             return
-        precision, recall = self.eval["precision"], self.eval["recall"][:, None]  # both (IoU, recall, class, area, limit)
+        # Both (IoU, recall, class, area, limit).
+        precision, recall = self.eval["precision"], self.eval["recall"][:, None]
         iou_50, iou_75 = (np.isclose(self.params.iouThrs, threshold) for threshold in (0.5, 0.75))
         everything = slice(None)
-        rows = [("AP", precision, everything, 0, 2), ("AP50", precision, iou_50, 0, 2), ("AP75", precision, iou_75, 0, 2)]
+        thresholds = {"AP": everything, "AP50": iou_50, "AP75": iou_75}
+        rows = [(name, precision, ious, 0, 2) for name, ious in thresholds.items()]
         rows += [(f"AP{size}", precision, everything, area, 2) for area, size in enumerate("sml", start=1)]
         rows += [(f"AR@{self.params.maxDets[limit]}", recall, everything, 0, limit) for limit in range(3)]
         rows += [(f"AR{size}", recall, everything, area, 2) for area, size in enumerate("sml", start=1)]

@@ -63,7 +63,7 @@ class DatasetEvaluators(DatasetEvaluator):
 
 @contextlib.contextmanager
 def inference_context(model: nn.Module):
-    """Within the `with` the model is in evaluation mode; afterwards, even after an exception, every module as before."""
+    """Evaluation mode within the `with`; afterwards, even after an exception, every module is as it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -104,7 +104,7 @@ class _Stopwatch:
         each = (now - self._begin) / self._counted
         phases = ", ".join(f"{phase} {seconds / self._counted:.4f}" for phase, seconds in self._seconds.items())
         eta = datetime.timedelta(seconds=int(each * (self._total - position - 1)))
-        logger.info(f"Inference done {position + 1}/{self._total}. Seconds a batch: {phases}, total {each:.4f}. ETA={eta}")
+        logger.info(f"Inference {position + 1}/{self._total}. Seconds a batch: {phases}, {each:.4f} in all. ETA={eta}")
 
     def log_total(self) -> None:
         each = (time.perf_counter() - self._begin) / max(self._counted, 1)

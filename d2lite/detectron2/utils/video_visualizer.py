@@ -10,7 +10,8 @@ import torch
 from detectron2.structures import Instances
 
 from .colormap import random_color, random_colors
-from .visualizer import ColorMode, Visualizer, _create_text_labels, _PanopticPrediction
+from .vis_masks import _PanopticPrediction
+from .visualizer import ColorMode, Visualizer, _create_text_labels
 
 _MAX_ID_COLORS = 74  # as many as the colour map has
 
@@ -37,7 +38,7 @@ class VideoVisualizer:
     _TTL = 8
 
     def __init__(self, metadata, instance_mode=ColorMode.IMAGE):
-        assert instance_mode in (ColorMode.IMAGE, ColorMode.IMAGE_BW), f"{instance_mode} has no colours that could be kept."
+        assert instance_mode in (ColorMode.IMAGE, ColorMode.IMAGE_BW), f"Colours cannot be kept in {instance_mode}."
         self.metadata = metadata
         self._instance_mode = instance_mode
         self._old_instances: list[_DetectedInstance] = []

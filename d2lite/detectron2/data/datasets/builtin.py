@@ -1,7 +1,7 @@
 """Datasets that are registered from the start, below $DETECTRON2_DATASETS (default: ./datasets).
 
-Of the 52 names of a full Detectron2 the lite runtime registers those whose annotations it can read: COCO's instances and
-person keypoints (2014, 2017), Cityscapes' semantic labels and Pascal VOC. LVIS, ADE20K, panoptic segmentation and
+Of the 52 names of a full Detectron2 the lite runtime registers those whose annotations it can read: COCO's instances
+and person keypoints (2014, 2017), Cityscapes' semantic labels and Pascal VOC. LVIS, ADE20K, panoptic segmentation and
 Cityscapes' instances are not registered; their `register_all_*` refuse. Nothing is read before a dataset is used.
 """
 from __future__ import annotations

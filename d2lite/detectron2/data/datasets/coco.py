@@ -40,7 +40,7 @@ def _register_categories(coco: COCO, dataset_name: str) -> dict[int, int]:
         raise ValueError(f"The json of '{dataset_name}' has no categories.")
     ids = [category["id"] for category in categories]
     if ids != list(range(1, len(ids) + 1)) and "coco" not in dataset_name:
-        logger.warning(f"The category ids of '{dataset_name}' are not 1 to {len(ids)}; they are mapped to 0 to {len(ids) - 1}.")
+        logger.warning(f"Category ids of '{dataset_name}' are not 1 to {len(ids)}; they become 0 to {len(ids) - 1}.")
     id_map = {category_id: contiguous for contiguous, category_id in enumerate(ids)}
     metadata = MetadataCatalog.get(dataset_name)
     metadata.thing_classes = [category["name"] for category in categories]
@@ -126,7 +126,7 @@ def load_coco_json(json_file, image_root, dataset_name=None, extra_annotation_ke
             }
         )
     if dropped:
-        logger.warning(f"{dropped} annotations of {json_file} have no polygon of three or more points and are left out.")
+        logger.warning(f"{dropped} annotations of {json_file} have no polygon of three points and are left out.")
     logger.info(f"{len(records)} images read from {json_file}.")
     return records
 
@@ -167,7 +167,7 @@ def load_sem_seg(gt_root: str, image_root: str, gt_ext: str = "png", image_ext: 
     assert labels, f"No label file *.{gt_ext} lies below {gt_root}."
     both = sorted(images.keys() & labels.keys())
     if not len(images) == len(labels) == len(both):
-        logger.warning(f"{len(images)} images and {len(labels)} label files make {len(both)} pairs; the others are left out.")
+        logger.warning(f"{len(images)} images and {len(labels)} label files make {len(both)} pairs; the rest is out.")
     return [{"file_name": images[stem], "sem_seg_file_name": labels[stem]} for stem in both]
 
 
@@ -187,7 +187,7 @@ def _segmentation_and_area(annotation: dict) -> tuple[list | dict, float]:
         area = PolygonMasks([segmentation]).area()[0].item()
         return [np.asarray(polygon).tolist() for polygon in segmentation], area
     if not isinstance(segmentation, dict):
-        raise TypeError(f"A segmentation is a list of polygons or a dict with an RLE, got {type(segmentation).__name__}.")
+        raise TypeError(f"A segmentation is a list of polygons or an RLE dict, got {type(segmentation).__name__}.")
     if isinstance(segmentation["counts"], list):
         segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
     area = float(mask_util.area(segmentation))

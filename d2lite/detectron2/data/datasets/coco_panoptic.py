@@ -42,7 +42,12 @@ def load_coco_panoptic_json(json_file: str, image_dir: str, gt_dir: str, meta: d
 
 
 def register_coco_panoptic(
-    name: str, metadata: dict, image_root: str, panoptic_root: str, panoptic_json: str, instances_json: str | None = None
+    name: str,
+    metadata: dict,
+    image_root: str,
+    panoptic_root: str,
+    panoptic_json: str,
+    instances_json: str | None = None,
 ) -> None:
     """Register a dataset with one panoptic annotation an image.
 

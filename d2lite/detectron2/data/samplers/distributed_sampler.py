@@ -127,7 +127,7 @@ class RepeatFactorTrainingSampler(Sampler):
         by_class = {category: factor(category) for category in images_with}
         for category, value in sorted(by_class.items()):
             if value > 1:
-                logger.info(f"Images with class {category} (in {images_with[category]} images) count {value:.2f} times.")
+                logger.info(f"The {images_with[category]} images with class {category} count {value:.2f} times.")
         return torch.tensor([max((by_class[c] for c in found), default=1.0) for found in classes], dtype=torch.float32)
 
     def _get_epoch_indices(self, generator: torch.Generator) -> torch.Tensor:
@@ -150,7 +150,7 @@ class RepeatFactorTrainingSampler(Sampler):
 
 
 class InferenceSampler(Sampler):
-    """Every index exactly once over all processes: contiguous shards, the first ones longer by one where it does not divide."""
+    """Every index once over all processes: contiguous shards, the first ones longer where the size does not divide."""
 
     def __init__(self, size: int):
         assert size >= 0, f"A dataset cannot have {size} samples."

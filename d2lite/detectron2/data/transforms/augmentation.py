@@ -23,24 +23,29 @@ __all__ = [
 ]
 
 
-def _check_img_dtype(img: Any) -> None:
+def _check_image(img: Any) -> None:
     assert isinstance(img, np.ndarray), f"An image must be a numpy array, got {type(img).__name__}."
-    integer = np.issubdtype(img.dtype, np.integer)
-    assert not integer or img.dtype == np.uint8, f"An image must be uint8 or of a floating type, got {img.dtype}."
     assert img.ndim in (2, 3), f"An image must be (H, W) or (H, W, C), got the shape {img.shape}."
 
 
 def _get_aug_input_args(aug: "Augmentation", aug_input: Any) -> list[Any]:
-    """What `aug.get_transform` asks for by its parameters' names, taken from the attributes of `aug_input`."""
+    """What `aug.get_transform` asks for by its parameters' names, taken from the attributes of `aug_input`.
+
+    Raises:
+        TypeError: the names are unknown (*args). AttributeError: there is no such input.
+    """
     if aug.input_args is None:
-        parameters = inspect.signature(aug.get_transform).parameters.values()
+        parameters = list(inspect.signature(aug.get_transform).parameters.values())
         variable = [p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         if variable:
             raise TypeError(
                 f"{type(aug).__name__}.get_transform takes *{variable[0]}, so the names of its inputs are unknown. "
                 "Name the parameters, or override __call__."
             )
-        aug.input_args = tuple(p.name for p in parameters) or ("image",)
+        names = tuple(p.name for p in parameters)
+        if len(names) == 1 and not hasattr(aug_input, names[0]):
+            names = ("image",)  # whatever a single parameter is called ("img", say)
+        aug.input_args = names
     missing = [name for name in aug.input_args if not hasattr(aug_input, name)]
     if missing:
         raise AttributeError(
@@ -152,13 +157,13 @@ class AugInput:
     """The data that augmentations look at and change in place. Further attributes may be added by subclasses.
 
     Args:
-        image: (H, W) or (H, W, C), uint8 in 0..255 or floating.
+        image: (H, W) or (H, W, C), usually uint8 in 0..255 or floating.
         boxes: (N, 4) absolute x0, y0, x1, y1.
         sem_seg: (H, W) labels.
     """
 
     def __init__(self, image: np.ndarray, *, boxes: np.ndarray | None = None, sem_seg: np.ndarray | None = None):
-        _check_img_dtype(image)
+        _check_image(image)
         self.image = image
         self.boxes = boxes
         self.sem_seg = sem_seg

@@ -264,7 +264,8 @@ class RandomCrop(Augmentation):
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = image.shape[:2]
         crop_h, crop_w = self.get_crop_size((height, width))
-        assert crop_h <= height and crop_w <= width, f"A crop of {crop_h} x {crop_w} exceeds {height} x {width}: {self}."
+        fits = crop_h <= height and crop_w <= width
+        assert fits, f"A crop of {crop_h} x {crop_w} exceeds the image of {height} x {width}: {self}."
         y0 = np.random.randint(height - crop_h + 1)
         x0 = np.random.randint(width - crop_w + 1)
         return CropTransform(x0, y0, crop_w, crop_h)

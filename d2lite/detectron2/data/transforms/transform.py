@@ -36,7 +36,7 @@ class ExtentTransform(Transform):
         src_rect: (x0, y0, x1, y1) in the input; may reach beyond it.
         output_size: (h, w).
         interp: one of Pillow's filters; segmentations always use the nearest pixel.
-        fill: value outside the input.
+        fill: value outside the input, in every channel.
     """
 
     def __init__(self, src_rect, output_size, interp=Image.BILINEAR, fill=0):
@@ -49,12 +49,13 @@ class ExtentTransform(Transform):
     def apply_image(self, img: np.ndarray, interp=None) -> np.ndarray:
         """uint8 (H, W[, C]) -> uint8 of output_size."""
         height, width = self.output_size
-        picture = _to_pil(img).transform(
+        picture = _to_pil(img)
+        picture = picture.transform(
             size=(width, height),
             method=Image.EXTENT,
             data=self.src_rect,
             resample=self.interp if interp is None else interp,
-            fill=self.fill,
+            fillcolor=(self.fill,) * len(picture.getbands()),
         )
         return _from_pil(picture, img)
 
