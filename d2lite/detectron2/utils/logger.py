@@ -1,5 +1,6 @@
 """Logging: one call sets up a logger for the terminal and a file a process; helpers log a message only now and then."""
 import atexit
+import copy
 import functools
 import logging
 import os
@@ -30,6 +31,7 @@ class _ColorfulFormatter(logging.Formatter):
         self._short_root = abbrev_name + "." if abbrev_name else ""
 
     def formatMessage(self, record):
+        record = copy.copy(record)  # the file's handler sees the same one
         record.name = record.name.replace(self._root, self._short_root)
         line = super().formatMessage(record)
         if record.levelno >= logging.ERROR:
