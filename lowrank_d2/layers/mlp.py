@@ -14,7 +14,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., input_dim) -> (..., output_dim)."""
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = F.relu(layer(x), inplace=True)
         return self.layers[-1](x)
 
 
@@ -32,4 +32,4 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., embed_dim) -> the same shape."""
-        return self.norm(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
+        return self.norm(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))))

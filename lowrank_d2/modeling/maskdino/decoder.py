@@ -154,7 +154,8 @@ class MaskDINODecoder(nn.Module):
         reference = boxes
         for layer in self.layers:
             pos = self.ref_point_head(encode_boxes(reference, self.embed_dim // 2))
-            x = layer(x, pos, reference, memory, shapes, blocked, padding)
+            with torch.autocast(x.device.type, enabled=False):
+                x = layer(x.float(), pos.float(), reference, memory, shapes, blocked, padding)
             # The predicted boxes see the gradient of this and the previous layer, the decoder's own path of none.
             normed = self.heads.norm(x)
             predictions.append(self.heads(normed, self.heads.refine(normed, boxes)))

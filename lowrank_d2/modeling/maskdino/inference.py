@@ -15,7 +15,7 @@ from lowrank_d2.layers.boxes import cxcywh_to_xyxy
 
 from lowrank_d2.modeling.predictions import Prediction
 
-PIXELS_AT_ONCE = 2**24  # of mask logits in memory, 64 MiB in float32
+PIXELS_AT_ONCE = 2**21  # of mask logits in memory: 8 MiB in float32, which the processor still caches
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def instance_results(
     masks = torch.zeros((len(queries), *frame.output), dtype=torch.bool, device=logits.device)
     quality = torch.ones(len(queries), device=logits.device)
     for piece, mask_logits in upsampled_pieces(mask_embed[queries], mask_features, frame):
-        masks[piece] = mask_logits > 0
+        torch.gt(mask_logits, 0, out=masks[piece])
         if mask_quality:
             quality[piece] = mean_inside(mask_logits, masks[piece])
 
@@ -186,8 +186,8 @@ def instance_results(
 
 def mean_inside(mask_logits: Tensor, masks: Tensor) -> Tensor:
     """Mean probability of each mask's own pixels, (n, H, W) both -> (n,); 0 for an empty mask."""
-    inside = mask_logits.sigmoid().mul_(masks).flatten(1).sum(1)
-    return inside / (masks.flatten(1).sum(1) + 1e-6)
+    inside = F.threshold(mask_logits.sigmoid(), 0.5, 0.0)  # several times as fast as a product with the masks
+    return inside.flatten(1).sum(1) / (masks.flatten(1).sum(1, dtype=inside.dtype) + 1e-6)
 
 
 def semantic_results(class_scores: Tensor, mask_embed: Tensor, mask_features: Tensor, frame: Frame) -> Tensor:
@@ -248,10 +248,10 @@ def _compete(scores: Tensor, mask_embed: Tensor, mask_features: Tensor, frame: F
     best = scores.new_full(frame.output, -1.0)
     index = torch.full(frame.output, -1, dtype=torch.long, device=scores.device)
     inside = torch.zeros(frame.output, dtype=torch.bool, device=scores.device)
-    areas = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+    areas = torch.zeros(len(scores), device=scores.device)
     for piece, mask_logits in upsampled_pieces(mask_embed, mask_features, frame):
         masks = mask_logits.sigmoid_()
-        areas[piece] = (masks >= 0.5).flatten(1).sum(1)
+        areas[piece] = (masks >= 0.5).flatten(1).sum(1, dtype=masks.dtype)
         value, position = (scores[piece, None, None] * masks).max(0)
         better = value > best
         best = torch.where(better, value, best)
