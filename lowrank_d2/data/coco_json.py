@@ -21,6 +21,7 @@ from lowrank_d2.errors import DataError
 
 ORPHANS_ALLOWED = 0.1  # share of annotations without image above which the file is wrong
 BOXES_ONLY = 0.5  # share of annotations without mask above which the file is taken for one of boxes
+LONGEST_SIDE = 1_000_000  # pixels; no image is longer
 BOX_TOLERANCE = 2.0  # pixels by which a box may differ from its mask
 _SAY_ROOT = "root rows (supercategory of others, no annotation) are left out"
 
@@ -201,7 +202,7 @@ class _Reader:
                 continue
             path = self._path(row["file_name"], where, owner)
             size = [row["height"], row["width"]]
-            if not all(isinstance(side, (int, float)) and side >= 1 and side == int(side) for side in size):
+            if not all(isinstance(side, (int, float)) and 1 <= side <= LONGEST_SIDE and side == int(side) for side in size):
                 self.report.add(
                     "error", "bad-size", f"{where} (id {key}): height {size[0]!r}, width {size[1]!r}",
                     "images without a possible size", "Write the size of the file",

@@ -7,6 +7,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 
+FAR = 8  # image sides away from the origin at which vertices are stopped
+
+
 class Flaw(ValueError):
     """A segmentation or box that cannot be used.
 
@@ -101,7 +104,7 @@ def examine_box(bbox: object) -> np.ndarray:
 
 
 def _examine_polygons(polygons: list, height: int, width: int) -> Outline:
-    notes, parts = set(), []
+    notes, parts, side = set(), [], max(height, width)
     for polygon in polygons:
         values = _numbers(polygon)
         if values is None or values.ndim != 1:
@@ -111,7 +114,8 @@ def _examine_polygons(polygons: list, height: int, width: int) -> Outline:
         if len(values) < 6 or len(values) % 2:
             notes.add("part-dropped")
             continue
-        parts.append(values.reshape(-1, 2))
+        # Rasterising walks along every edge, so a vertex at 1e12 would take all memory.
+        parts.append(np.clip(values.reshape(-1, 2), -FAR * side, FAR * side))
     if not parts:
         raise Flaw("too-few-points", "no polygon has three points or more and an even number of values", fatal=False)
     low = np.min([part.min(axis=0) for part in parts], axis=0)

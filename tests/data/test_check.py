@@ -257,6 +257,13 @@ def test_points_outside_are_clipped_and_objects_outside_dropped(own):
     assert "outside" in dropped(own, "outside")
 
 
+def test_a_vertex_at_the_end_of_the_world_costs_nothing(own):
+    own.annotations[1]["segmentation"] = [[10, 8, 1e15, 8, 1e15, 18, 10, 18]]
+    assert check(own).report["clipped"].count == 1
+    own.content["images"][1]["width"] = 10**30
+    assert str(10**30) in str(check(own).report["bad-size"])
+
+
 def test_polygons_with_too_few_points(own):
     own.annotations[1]["segmentation"].append([1, 2, 3, 4])
     data = check(own)
