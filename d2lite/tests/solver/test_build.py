@@ -142,7 +142,9 @@ def test_optimizer_of_the_config(model):
     assert {group["lr"] for group in optimizer.param_groups} == {0.5}
 
 
-@pytest.mark.parametrize("kind, expected", [("value", [1.0, 1.0, 1.0, 0.5]), ("norm", [0.57735, 0.57735, 0.57735, 0.5])])
+@pytest.mark.parametrize(
+    "kind, expected", [("value", [1.0, 1.0, 1.0, 0.5]), ("norm", [0.57735, 0.57735, 0.57735, 0.5])]
+)
 def test_clipping_of_every_parameter(kind, expected):
     cfg = get_cfg()
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
