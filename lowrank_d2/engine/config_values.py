@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 
 from lowrank_d2.engine.config_file import Setting
 from lowrank_d2.errors import ConfigError
+from lowrank_d2.peft.config import METHODS, TRAIN
 
 CHOICES = {
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
@@ -16,8 +17,8 @@ CHOICES = {
     "MODEL.MaskDINO.INITIALIZE_BOX_TYPE": ("no", "mask2box", "bitmask"),
     "MODEL.PEFT.ADAPTER.INIT": ("bert", "xavier"),
     "MODEL.PEFT.ADAPTER.RESIDUAL": ("kappa", "lambda", "kappa+lambda"),
-    "MODEL.PEFT.METHODS": ("lora", "adapter"),
-    "MODEL.PEFT.TRAIN": ("all", "full_head", "decoder", "embeddings", "none"),
+    "MODEL.PEFT.METHODS": tuple(METHODS),
+    "MODEL.PEFT.TRAIN": TRAIN,
     "MODEL.SEM_SEG_HEAD.FEATURE_ORDER": ("low2high", "high2low"),
     "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),

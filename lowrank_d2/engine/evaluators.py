@@ -2,25 +2,30 @@
 import math
 from typing import Any, List, Mapping, Optional, Tuple
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from tabulate import tabulate
 
+from lowrank_d2.data.datasets.catalog import Source
+from lowrank_d2.data.truth import write_evaluation_json
 from lowrank_d2.errors import ConfigError
+from lowrank_d2.evaluation.cityscapes import CityscapesInstanceEvaluator
 
 
 def build_evaluator(dataset_name: str, output_dir: str) -> DatasetEvaluator:
     """COCO's bbox and segm AP, or Cityscapes' own AP for datasets of its evaluator type.
+
+    Datasets of ours are compared with their records as they were repaired, written below `output_dir`.
 
     Raises:
         ConfigError: an evaluator type without evaluator.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     if kind == "coco":
+        if isinstance(DatasetCatalog[dataset_name], Source):
+            write_evaluation_json(dataset_name, output_dir)
         return COCOEvaluator(dataset_name, output_dir=output_dir, allow_cached_coco=False)
     if kind == "cityscapes_instance":
-        from lowrank_d2.evaluation.cityscapes import CityscapesInstanceEvaluator
-
         return CityscapesInstanceEvaluator(dataset_name)
     raise ConfigError(
         f"The dataset {dataset_name} has the evaluator type {kind!r}; this trainer knows 'coco' and "

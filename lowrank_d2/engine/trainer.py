@@ -59,6 +59,9 @@ class LowRankTrainer(DefaultTrainer):
         cfg.freeze()
         self.cfg = cfg
         seed_all_rng(cfg.SEED + comm.get_rank())
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+        if cfg.get("FLOAT32_PRECISION"):  # Detectron2 0.6 has no such key
+            torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
 
         self.device = torch.device(cfg.MODEL.DEVICE)
         self.model = _distributed(self.build_model(cfg))
