@@ -86,7 +86,8 @@ class COCOEvaluator(DatasetEvaluator):
         if max_dets_per_image is None:
             max_dets_per_image = [1, 10, 100]
         elif isinstance(max_dets_per_image, int):
-            max_dets_per_image = [1, 10, max_dets_per_image]
+            # Ascending, since pycocotools sorts the limits and takes the last for AP.
+            max_dets_per_image = [1, min(10, max_dets_per_image), max_dets_per_image]
         assert len(max_dets_per_image) == 3, f"COCO counts with three limits of detections, got {max_dets_per_image}."
         self._tasks = tasks
         self._distributed = distributed

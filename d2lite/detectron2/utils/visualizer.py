@@ -79,10 +79,13 @@ class VisImage:
     def _setup_figure(self, img: np.ndarray) -> None:
         self.fig = mplfigure.Figure(frameon=False)
         self.dpi = self.fig.get_dpi()
-        # matplotlib truncates to whole pixels; a little more keeps rounding from losing one.
-        self.fig.set_size_inches(*((side * self.scale + 1e-2) / self.dpi for side in (self.width, self.height)))
+        pixels = np.array([int(self.width * self.scale), int(self.height * self.scale)])
+        # matplotlib truncates to whole pixels; a little more keeps rounding from losing one. The axes do without,
+        # or else the image would be resampled, by that little.
+        size = pixels + 1e-2
+        self.fig.set_size_inches(*size / self.dpi)
         self.canvas = FigureCanvasAgg(self.fig)
-        self.ax = self.fig.add_axes([0.0, 0.0, 1.0, 1.0])
+        self.ax = self.fig.add_axes([0.0, 0.0, *pixels / size])
         self.ax.axis("off")
         self.reset_image(img)
 

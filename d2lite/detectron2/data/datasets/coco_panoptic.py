@@ -22,7 +22,7 @@ def _to_contiguous(segment: dict, meta: dict) -> dict:
 
 
 def load_coco_panoptic_json(json_file: str, image_dir: str, gt_dir: str, meta: dict) -> list[dict]:
-    """Records with file_name, image_id, pan_seg_file_name and segments_info.
+    """Records with file_name, image_id, pan_seg_file_name and segments_info. The first one's files must exist.
 
     Args:
         json_file: panoptic json. image_dir: with <id>.jpg. gt_dir: with the PNG files that the json names.
@@ -30,7 +30,7 @@ def load_coco_panoptic_json(json_file: str, image_dir: str, gt_dir: str, meta: d
     """
     with PathManager.open(json_file) as f:
         annotations = json.load(f)["annotations"]
-    return [
+    records = [
         {
             "file_name": os.path.join(image_dir, os.path.splitext(annotation["file_name"])[0] + ".jpg"),
             "image_id": int(annotation["image_id"]),
@@ -39,6 +39,10 @@ def load_coco_panoptic_json(json_file: str, image_dir: str, gt_dir: str, meta: d
         }
         for annotation in annotations
     ]
+    assert records, f"{json_file} has no images."
+    for key in ("file_name", "pan_seg_file_name"):
+        assert PathManager.isfile(records[0][key]), f"{json_file} names {records[0][key]}, which does not exist."
+    return records
 
 
 def register_coco_panoptic(
