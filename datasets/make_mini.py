@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Writes small generated datasets in the on-disk formats of the real ones; the output folder is then a $DETECTRON2_DATASETS."""
+"""Writes small generated datasets in the on-disk formats of the real ones; the output folder is then a
+$DETECTRON2_DATASETS."""
+
 import argparse
 import sys
 from pathlib import Path
@@ -12,13 +14,23 @@ def parser() -> argparse.ArgumentParser:
     result = tool_parser(__doc__)
     result.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write to")
     result.add_argument(
-        "--datasets", nargs="+", default=list(mini.DOMAINS), choices=list(mini.DOMAINS), metavar="NAME",
+        "--datasets",
+        nargs="+",
+        default=list(mini.DOMAINS),
+        choices=list(mini.DOMAINS),
+        metavar="NAME",
         help=f"which of {', '.join(mini.DOMAINS)} (default: all)",
     )
-    result.add_argument("--train", type=int, default=200, metavar="N", help="training images at least (default: %(default)s)")
-    result.add_argument("--val", type=int, default=50, metavar="N", help="validation images at least (default: %(default)s)")
+    result.add_argument(
+        "--train", type=int, default=200, metavar="N", help="training images at least (default: %(default)s)"
+    )
+    result.add_argument(
+        "--val", type=int, default=50, metavar="N", help="validation images at least (default: %(default)s)"
+    )
     result.add_argument("--size", type=int, metavar="PX", help="height of the images (default: each dataset's own)")
-    result.add_argument("--seed", type=int, default=0, metavar="S", help="same seed, same images (default: %(default)s)")
+    result.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="same seed, same images (default: %(default)s)"
+    )
     return result
 
 

@@ -3,6 +3,7 @@
 
 Exit code 0 when it can be used (the table may hold warnings), 2 when it cannot.
 """
+
 import argparse
 import json
 import sys
@@ -21,10 +22,14 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--json", dest="json_file", metavar="A.json", help="a COCO file; needs --images")
     result.add_argument("--images", metavar="DIR", help="the folder that the file names of --json start from")
     result.add_argument("--json-report", action="store_true", help="print the report as one JSON object, the last line")
-    result.add_argument("--decode", action="store_true", help="decode every image, which finds all damage and takes longer")
+    result.add_argument(
+        "--decode", action="store_true", help="decode every image, which finds all damage and takes longer"
+    )
     result.add_argument("--skip-missing", action="store_true", help="leave images out that are not there (with --json)")
     result.add_argument("--exif", choices=EXIF_CHOICES, default="apply", help="turn photographs upright, or not")
-    result.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="largest image (default: %(default)s)")
+    result.add_argument(
+        "--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="largest image (default: %(default)s)"
+    )
     return result
 
 

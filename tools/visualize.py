@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Draws the ground truth of a dataset: one picture an image, with masks, boxes and class names."""
+
 import argparse
 import sys
 from pathlib import Path
@@ -24,7 +25,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--images", metavar="DIR", help="the folder that the file names of --json start from")
     result.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the pictures")
     result.add_argument("--limit", type=int, metavar="N", help="only the first N images")
-    result.add_argument("--scale", type=float, default=1.0, metavar="X", help="magnify the pictures (default: %(default)s)")
+    result.add_argument(
+        "--scale", type=float, default=1.0, metavar="X", help="magnify the pictures (default: %(default)s)"
+    )
     return result
 
 

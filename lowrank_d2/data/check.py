@@ -1,4 +1,5 @@
 """Looking at a whole dataset before the first iteration: every record, every image header, one report."""
+
 import os
 from collections import Counter
 from pathlib import Path
@@ -25,7 +26,9 @@ def check_dataset(name: str, **options: object) -> CocoData:
     return _with_images(lambda: load(name), name, options)
 
 
-def check_json(json_file: str | Path, image_root: str | Path, *, skip_missing: bool = False, **options: object) -> CocoData:
+def check_json(
+    json_file: str | Path, image_root: str | Path, *, skip_missing: bool = False, **options: object
+) -> CocoData:
     """As `check_dataset`, for a COCO file and its image folder."""
     return _with_images(lambda: read_coco(json_file, image_root, skip_missing=skip_missing), str(json_file), options)
 
@@ -90,19 +93,31 @@ def check_together(train: Sequence[CocoData], val: Sequence[CocoData]) -> Report
         _check_trainable(data, report)
     for data in val:
         if not any(record["annotations"] for record in data.records):
-            report.add("error", "val-empty", f"{data.report.subject}: {len(data.records)} images",
-                       "validation data without annotations", "Give annotated images, or no validation data")
+            report.add(
+                "error",
+                "val-empty",
+                f"{data.report.subject}: {len(data.records)} images",
+                "validation data without annotations",
+                "Give annotated images, or no validation data",
+            )
     if train and val:
         _check_overlap(train, val, report)
     return report
 
 
 def _check_trainable(data: CocoData, report: Report) -> None:
-    usable = sum(any(not annotation.get("iscrowd", 0) for annotation in record["annotations"]) for record in data.records)
+    usable = sum(
+        any(not annotation.get("iscrowd", 0) for annotation in record["annotations"]) for record in data.records
+    )
     if not usable:
         crowds = sum(len(record["annotations"]) for record in data.records)
-        report.add("error", "nothing-to-train-on", f"{data.report.subject}: {len(data.records)} images, 0 usable ({crowds} crowds)",
-                   "nothing to train on: every image is empty or holds only crowds", "Annotate objects, with iscrowd 0")
+        report.add(
+            "error",
+            "nothing-to-train-on",
+            f"{data.report.subject}: {len(data.records)} images, 0 usable ({crowds} crowds)",
+            "nothing to train on: every image is empty or holds only crowds",
+            "Annotate objects, with iscrowd 0",
+        )
 
 
 def _check_overlap(train: Sequence[CocoData], val: Sequence[CocoData], report: Report) -> None:
@@ -110,19 +125,32 @@ def _check_overlap(train: Sequence[CocoData], val: Sequence[CocoData], report: R
     for data in val:
         for record in data.records:
             if os.path.realpath(record["file_name"]) in paths:
-                report.add("warning", "shared-image", record["file_name"], "validation images that are training images too",
-                           "Take them out of one of the two")
+                report.add(
+                    "warning",
+                    "shared-image",
+                    record["file_name"],
+                    "validation images that are training images too",
+                    "Take them out of one of the two",
+                )
     trained, tested = _class_counts(train), _class_counts(val)
     for name in tested:
         if not trained[name]:
-            report.add("warning", "class-only-in-val", f"{name}: 0 in train, {tested[name]} in val",
-                       "classes that cannot be learned, having no training object", "Add training objects")
+            report.add(
+                "warning",
+                "class-only-in-val",
+                f"{name}: 0 in train, {tested[name]} in val",
+                "classes that cannot be learned, having no training object",
+                "Add training objects",
+            )
 
 
 def _class_counts(sets: Sequence[CocoData]) -> Counter:
     return Counter(
         data.classes[annotation["category_id"]]
-        for data in sets if data.classes for record in data.records for annotation in record["annotations"]
+        for data in sets
+        if data.classes
+        for record in data.records
+        for annotation in record["annotations"]
     )
 
 
@@ -159,19 +187,36 @@ def _compare_size(record: dict, header: Header, exif: str, report: Report) -> No
     other = "ignore" if exif == "apply" else "apply"
     if written == header.size(other):
         how = "without" if exif == "apply" else "with"
-        report.add("error", "exif-size", where, f"photographs annotated {how} the rotation of their EXIF tag",
-                   f"Set INPUT.EXIF {other} (check_dataset.py: --exif {other})")
+        report.add(
+            "error",
+            "exif-size",
+            where,
+            f"photographs annotated {how} the rotation of their EXIF tag",
+            f"Set INPUT.EXIF {other} (check_dataset.py: --exif {other})",
+        )
     else:
-        report.add("error", "size-mismatch", where, "images of another size than their record says",
-                   "Take the images that were annotated, or write the right width and height")
+        report.add(
+            "error",
+            "size-mismatch",
+            where,
+            "images of another size than their record says",
+            "Take the images that were annotated, or write the right width and height",
+        )
 
 
 def _note_mode(path: str, mode: str, report: Report) -> None:
     if mode.startswith("I") or mode == "F":
-        report.add("warning", "deep-image", f"{path}: mode {mode}",
-                   "16-bit or float images are scaled from their own range to 0..255", "Convert them to 8 bits to choose the range")
+        report.add(
+            "warning",
+            "deep-image",
+            f"{path}: mode {mode}",
+            "16-bit or float images are scaled from their own range to 0..255",
+            "Convert them to 8 bits to choose the range",
+        )
     elif mode != "RGB":
-        report.add("info", "image-mode", f"{path}: mode {mode}", "grey, palette, CMYK or transparent images are read as RGB")
+        report.add(
+            "info", "image-mode", f"{path}: mode {mode}", "grey, palette, CMYK or transparent images are read as RGB"
+        )
 
 
 _UNUSABLE = {

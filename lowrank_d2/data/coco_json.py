@@ -1,10 +1,11 @@
-"""Reading COCO instance files as people have them: repairs what is harmless, reports everything, refuses what would mislead.
+"""Reading COCO instance files as people have them: repairs what is harmless, reports everything, refuses what would
+mislead.
 
-The policy: an error where training would be wrong or crash, a warning with count and examples where records are dropped or
-repaired, an info where nothing is lost. Nothing is written; the repaired copy for evaluation is `truth.py`'s.
+The policy: an error where training would be wrong or crash, a warning with count and examples where records are
+dropped or repaired, an info where nothing is lost. Nothing is written; the repaired copy for evaluation is
+`truth.py`'s.
 """
-import codecs
-import json
+
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Sequence
 import numpy as np
 from detectron2.structures import BoxMode
 
+from lowrank_d2.data.annotation_file import coco_content, load_json
 from lowrank_d2.data.image_files import BadImage, ImageFolder
 from lowrank_d2.data.problems import Report
 from lowrank_d2.data.segmentations import Flaw, examine, examine_box
@@ -53,36 +55,10 @@ def read_coco(
         skip_missing: leave out images that are not there instead of reporting an error.
 
     Raises:
-        DataError: the file cannot be read as COCO at all. Errors in records are in the report: see `Report.raise_errors`.
+        DataError: the file cannot be read as COCO at all. Errors in records are in the report: see
+            `Report.raise_errors`.
     """
     return _Reader(Path(json_file), ImageFolder(image_root), classes, skip_missing).read()
-
-
-def load_json(path: str | Path) -> object:
-    """Reads a json file in UTF-8, with or without a byte order mark.
-
-    Raises:
-        DataError: missing, in another encoding, cut off or no json; with line and column.
-    """
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"The annotation file {path} cannot be read: {error.strerror}. Check the path.") from error
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:4]:
-        raise DataError(f"{path} is encoded in UTF-16 or UTF-32. Save it as UTF-8.")
-    try:
-        text = content.decode("utf-8-sig")
-        return json.loads(text)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: byte {error.start} is {content[error.start]:#x}. Save it as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        context = text[max(error.pos - 20, 0) : error.pos + 20].replace("\n", " ")
-        at_end = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
-        fix = "The file ends too early: an incomplete download?" if at_end else "Mend it at this place."
-        raise DataError(f"{path}:{error.lineno}:{error.colno}: {error.msg} near {context!r}. {fix}") from error
-    except RecursionError as error:
-        raise DataError(f"{path} is nested too deeply for an annotation file. COCO instances are expected.") from error
 
 
 class _Reader:
@@ -93,7 +69,7 @@ class _Reader:
         self.report = Report(str(path))
 
     def read(self) -> CocoData:
-        content = _top_level(load_json(self.path), self.path)
+        content = coco_content(load_json(self.path), self.path)
         annotations = self._with_keys(content["annotations"], "annotations", ("id", "image_id", "category_id"))
         index_of = self._categories(content["categories"], annotations)
         records = self._images(content["images"])
@@ -109,7 +85,10 @@ class _Reader:
             missing = [key for key in keys if not isinstance(row, dict) or row.get(key) is None]
             for key in missing:
                 self.report.add(
-                    "error", "missing-key", f"{section}[{position}] has no {key!r}", "records without a needed key",
+                    "error",
+                    "missing-key",
+                    f"{section}[{position}] has no {key!r}",
+                    "records without a needed key",
                     "Add the key to each of them",
                 )
             if not missing:
@@ -120,10 +99,14 @@ class _Reader:
         """An id as an integer; text and floats that stand for one are converted."""
         number = _integer(value)
         if number is not None and type(value) is not int:
-            self.report.add("info", "id-type", f"{where}: {value!r}", "ids written as text or fractions are read as integers")
+            self.report.add(
+                "info", "id-type", f"{where}: {value!r}", "ids written as text or fractions are read as integers"
+            )
         if number is not None:
             return number
-        self.report.add("error", "bad-id", f"{where}: {value!r}", "ids that are no integers", "Number them 1, 2, 3, ...")
+        self.report.add(
+            "error", "bad-id", f"{where}: {value!r}", "ids that are no integers", "Number them 1, 2, 3, ..."
+        )
         return None
 
     # Categories
@@ -136,15 +119,20 @@ class _Reader:
             key = self._id(row["id"], f"categories[{position}]")
             if key in names:
                 self.report.add(
-                    "error", "duplicate-category", f"id {key}: {names[key]!r} and {row['name']!r}",
-                    "category ids that stand for several names", "Give each category an id of its own",
+                    "error",
+                    "duplicate-category",
+                    f"id {key}: {names[key]!r} and {row['name']!r}",
+                    "category ids that stand for several names",
+                    "Give each category an id of its own",
                 )
             elif key is not None:
                 names[key] = str(row["name"])
                 parents[str(row.get("supercategory"))] += str(row.get("supercategory")) != names[key]
         used = {_integer(row["category_id"]) for _, row in annotations}
         for key in [key for key, name in names.items() if parents[name] and key not in used]:
-            self.report.add("warning", "root-category", f"id {key}: {names[key]!r}; {len(names) - 1} classes stay", _SAY_ROOT)
+            self.report.add(
+                "warning", "root-category", f"id {key}: {names[key]!r}; {len(names) - 1} classes stay", _SAY_ROOT
+            )
             del names[key]
         if not names:
             raise DataError(f"{self.path} has no categories, so there is nothing to learn. Add them.")
@@ -152,7 +140,11 @@ class _Reader:
             if times > 1:
                 same = [key for key in names if names[key] == name]
                 self.report.add(
-                    "warning", "same-name", f"{name!r}: ids {same}", "names that several category ids share", "Merge or rename them"
+                    "warning",
+                    "same-name",
+                    f"{name!r}: ids {same}",
+                    "names that several category ids share",
+                    "Merge or rename them",
                 )
         return self._match_expected(names) if self.expected else self._in_id_order(names)
 
@@ -162,7 +154,9 @@ class _Reader:
         if self.category_ids != list(range(1, len(names) + 1)):
             first, last = self.category_ids[0], self.category_ids[-1]
             self.report.add(
-                "info", "category-ids", f"{len(names)} classes, ids {first}..{last} -> 0..{len(names) - 1}",
+                "info",
+                "category-ids",
+                f"{len(names)} classes, ids {first}..{last} -> 0..{len(names) - 1}",
                 "category ids that do not count from 1 are mapped in their order",
             )
         return {key: index for index, key in enumerate(self.category_ids)}
@@ -175,7 +169,9 @@ class _Reader:
         extra = [name for name in names.values() if _folded(name) not in wanted]
         if missing or extra:
             self.report.add(
-                "error", "class-names", f"missing: {', '.join(missing) or 'none'}; not expected: {', '.join(extra) or 'none'}",
+                "error",
+                "class-names",
+                f"missing: {', '.join(missing) or 'none'}; not expected: {', '.join(extra) or 'none'}",
                 f"the categories are not the {len(self.classes)} expected ones ({', '.join(self.classes)})",
                 "Classes are matched by name: use the same names",
             )
@@ -196,23 +192,35 @@ class _Reader:
                 continue
             if key in records or key in self.unusable:
                 self.report.add(
-                    "error", "duplicate-image", f"{where}: id {key}", "image ids that stand for several images",
+                    "error",
+                    "duplicate-image",
+                    f"{where}: id {key}",
+                    "image ids that stand for several images",
                     "Give each image an id of its own",
                 )
                 continue
             path = self._path(row["file_name"], where, owner)
             size = [row["height"], row["width"]]
-            if not all(isinstance(side, (int, float)) and 1 <= side <= LONGEST_SIDE and side == int(side) for side in size):
+            if not all(
+                isinstance(side, (int, float)) and 1 <= side <= LONGEST_SIDE and side == int(side) for side in size
+            ):
                 self.report.add(
-                    "error", "bad-size", f"{where} (id {key}): height {size[0]!r}, width {size[1]!r}",
-                    "images without a possible size", "Write the size of the file",
+                    "error",
+                    "bad-size",
+                    f"{where} (id {key}): height {size[0]!r}, width {size[1]!r}",
+                    "images without a possible size",
+                    "Write the size of the file",
                 )
                 path = None
             if path is None:
                 self.unusable.add(key)
                 continue
             records[key] = {
-                "file_name": path, "height": int(size[0]), "width": int(size[1]), "image_id": key, "annotations": [],
+                "file_name": path,
+                "height": int(size[0]),
+                "width": int(size[1]),
+                "image_id": key,
+                "annotations": [],
             }
         return records
 
@@ -225,24 +233,35 @@ class _Reader:
         if not literal or path in owner:
             if owner.setdefault(path, name) != name:
                 self.report.add(
-                    "error", "ambiguous-file", f"{where}: {name} and {owner[path]}", "names that mean the same file",
+                    "error",
+                    "ambiguous-file",
+                    f"{where}: {name} and {owner[path]}",
+                    "names that mean the same file",
                     "Write paths relative to the image folder",
                 )
             else:
-                self.report.add("info", "file-name", f"{where}: {name}", "file names are found under their last part or decoded")
+                self.report.add(
+                    "info", "file-name", f"{where}: {name}", "file names are found under their last part or decoded"
+                )
         return path
 
     def _report_path(self, error: BadImage, where: str) -> None:
         if error.kind == "outside":
             self.report.add(
-                "error", "outside-folder", f"{where}: {error}", f"file names that leave the image folder {self.folder.folder}",
+                "error",
+                "outside-folder",
+                f"{where}: {error}",
+                f"file names that leave the image folder {self.folder.folder}",
                 "Write paths relative to the image folder",
             )
         elif self.skip_missing:
             self.report.add("warning", "missing-image", f"{where}: {error}", "images that are not there are left out")
         else:
             self.report.add(
-                "error", "missing-image", f"{where}: {error}", f"images that are not below {self.folder.folder}",
+                "error",
+                "missing-image",
+                f"{where}: {error}",
+                f"images that are not below {self.folder.folder}",
                 "Name the right folder, complete it, or leave them out with --skip-missing",
             )
 
@@ -259,7 +278,10 @@ class _Reader:
                 if image_id is not None and image_id not in self.unusable:
                     orphans += 1
                     self.report.add(
-                        "warning", "orphan", f"{where}: image_id {image_id}", "annotations of images that are not in the file are dropped"
+                        "warning",
+                        "orphan",
+                        f"{where}: image_id {image_id}",
+                        "annotations of images that are not in the file are dropped",
                     )
                 continue
             category = self._id(row["category_id"], where)
@@ -278,16 +300,23 @@ class _Reader:
         key = _integer(value)
         key = repr(value) if key is None else key
         if key in seen:
-            self.report.add("warning", "duplicate-annotation", where, "annotation ids that are used twice are numbered anew")
+            self.report.add(
+                "warning", "duplicate-annotation", where, "annotation ids that are used twice are numbered anew"
+            )
         elif key == 0:
-            self.report.add("info", "annotation-id-0", where, "annotation id 0 reads as 'no match' in COCO's code: numbered anew")
+            self.report.add(
+                "info", "annotation-id-0", where, "annotation id 0 reads as 'no match' in COCO's code: numbered anew"
+            )
         seen.add(key)
 
     def _note_unknown_category(self, category: int | None, where: str, index_of: dict[int, int]) -> None:
         if category is not None and "class-names" not in self.report:
             self.report.add(
-                "error", "unknown-category", f"{where}: category_id {category}",
-                f"category ids that are not in categories, which has {sorted(index_of)}", "Add the categories or mend the ids",
+                "error",
+                "unknown-category",
+                f"{where}: category_id {category}",
+                f"category ids that are not in categories, which has {sorted(index_of)}",
+                "Add the categories or mend the ids",
             )
 
     def _object(self, row: dict, where: str, record: dict) -> tuple[dict | None, bool]:
@@ -312,19 +341,29 @@ class _Reader:
             self._note_flaw(flaw, where)
             return None, outside
         for note in outline.notes:
-            self.report.add("warning", note, where, _NOTES[note], "Run lengths can describe holes" if note == "hole" else "")
+            self.report.add(
+                "warning", note, where, _NOTES[note], "Run lengths can describe holes" if note == "hole" else ""
+            )
         self._note_box(box, outline.bbox, where)
         if "area" not in row or "iscrowd" not in row:
             absent = " and ".join(key for key in ("area", "iscrowd") if key not in row)
             self.report.add("info", "no-area", f"{where}: {absent}", "absent area is computed, absent iscrowd is 0")
         return {
-            "iscrowd": int(crowd), "bbox": outline.bbox, "bbox_mode": BoxMode.XYWH_ABS, "segmentation": outline.segmentation,
+            "iscrowd": int(crowd),
+            "bbox": outline.bbox,
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "segmentation": outline.segmentation,
         }, outside
 
     def _note_flaw(self, flaw: Flaw, where: str) -> None:
         if flaw.fatal:
-            self.report.add("error", flaw.kind, f"{where}: {flaw}", _FATAL.get(flaw.kind, "annotations that cannot be read"),
-                            "Mend or remove them")
+            self.report.add(
+                "error",
+                flaw.kind,
+                f"{where}: {flaw}",
+                _FATAL.get(flaw.kind, "annotations that cannot be read"),
+                "Mend or remove them",
+            )
         else:
             self.report.add("warning", flaw.kind, f"{where}: {flaw}", _DROPPED[flaw.kind])
 
@@ -337,35 +376,55 @@ class _Reader:
         off = float(np.abs(corners - right).max())
         if off > BOX_TOLERANCE:
             self.report.add(
-                "warning", "box-off", f"{where}: {off:.1f} px", f"boxes more than {BOX_TOLERANCE:g} px off their masks are computed anew"
+                "warning",
+                "box-off",
+                f"{where}: {off:.1f} px",
+                f"boxes more than {BOX_TOLERANCE:g} px off their masks are computed anew",
             )
 
     def _judge_shares(self, total: int, orphans: int, without_mask: int, boxes_outside: int) -> None:
         if orphans > ORPHANS_ALLOWED * total:
             self.report.add(
-                "error", "too-many-orphans", f"{orphans} of {total}", "too many annotations belong to images that are not in the file",
+                "error",
+                "too-many-orphans",
+                f"{orphans} of {total}",
+                "too many annotations belong to images that are not in the file",
                 "Take the annotation file that belongs to these images",
             )
         if without_mask > BOXES_ONLY * total:
             self.report.add(
-                "error", "boxes-only", f"{without_mask} of {total} annotations", "boxes only; this model needs masks",
+                "error",
+                "boxes-only",
+                f"{without_mask} of {total} annotations",
+                "boxes only; this model needs masks",
                 "Export the dataset with segmentations",
             )
         if total and boxes_outside > 0.2 * total:
             self.report.add(
-                "warning", "xyxy", f"{boxes_outside} of {total} boxes", "many boxes leave their image: x1 y1 x2 y2 written as x y w h?",
+                "warning",
+                "xyxy",
+                f"{boxes_outside} of {total} boxes",
+                "many boxes leave their image: x1 y1 x2 y2 written as x y w h?",
                 "COCO boxes are x, y, width, height",
             )
 
     def _summary(self, records: list[dict]) -> None:
         crowds = sum(a["iscrowd"] for record in records for a in record["annotations"])
         if crowds:
-            self.report.add("info", "crowd", f"{crowds} annotations", "crowds are left out of training and ignored in AP", count=crowds)
+            self.report.add(
+                "info",
+                "crowd",
+                f"{crowds} annotations",
+                "crowds are left out of training and ignored in AP",
+                count=crowds,
+            )
         empty = sum(not record["annotations"] for record in records)
         if empty:
             self.report.add(
-                "info", "empty-image", f"{empty} of {len(records)} images",
-                "images without annotations: evaluated always, in training while DATALOADER.FILTER_EMPTY_ANNOTATIONS is False",
+                "info",
+                "empty-image",
+                f"{empty} of {len(records)} images",
+                "images without annotations are evaluated; FILTER_EMPTY_ANNOTATIONS False trains on them too",
                 count=empty,
             )
 
@@ -401,29 +460,3 @@ def _integer(value: object) -> int | None:
 
 def _folded(name: str) -> str:
     return re.sub(r"\W|_", "", name).lower()
-
-
-def _top_level(content: object, path: Path) -> dict:
-    """The file as a mapping with COCO's three lists; raises DataError with a guess of what it is instead."""
-    if not isinstance(content, dict):
-        kind = "a list (results of a detector?)" if isinstance(content, list) else f"{type(content).__name__}"
-        raise DataError(f"{path} holds {kind}; a COCO file is an object with images, annotations and categories.")
-    missing = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
-    if missing:
-        guess = _other_format(content)
-        looks = f"looks like {guess}, COCO expected" if guess else f"has no list {', '.join(map(repr, missing))}"
-        raise DataError(f"{path} {looks}. Export COCO instances: images, annotations, categories.")
-    if not content["images"]:
-        raise DataError(f"{path} lists no images: nothing to train on. Take a file with images.")
-    return content
-
-
-def _other_format(content: dict) -> str | None:
-    values = [value for value in content.values() if isinstance(value, dict)]
-    if "_via_img_metadata" in content or any("regions" in value for value in values[:3]):
-        return "VIA"
-    if "shapes" in content and "imagePath" in content:
-        return "labelme"
-    if {"path", "train", "nc"} & set(content) and "names" in content:
-        return "YOLO"
-    return None

@@ -1,4 +1,5 @@
 """Image files as they lie on the disk: finding the one that a record means, reading headers, reading pixels."""
+
 import contextlib
 import difflib
 import functools
@@ -63,7 +64,8 @@ class ImageFolder:
             os.scandir(self.folder).close()
         except OSError as error:
             raise DataError(
-                f"The image folder {self.folder} cannot be read: {error.strerror}. Name the folder that holds the images."
+                f"The image folder {self.folder} cannot be read: {error.strerror}. "
+                "Name the folder that holds the images."
             ) from error
         self._real = os.path.realpath(self.folder) + os.sep
 
@@ -124,7 +126,9 @@ def read_header(path: str, max_pixels: int = MAX_PIXELS, decode: bool = False) -
         with _pillow(path) as image:
             header = Header(*image.size, image.mode, _orientation(image))
             if header.width * header.height > max_pixels:
-                raise BadImage("too-large", f"{path} has {header.width} x {header.height} pixels, the limit is {max_pixels}")
+                raise BadImage(
+                    "too-large", f"{path} has {header.width} x {header.height} pixels, the limit is {max_pixels}"
+                )
             if decode or not _has_end(path, image.format):
                 image.load()
     except BadImage:
@@ -139,13 +143,13 @@ def read_header(path: str, max_pixels: int = MAX_PIXELS, decode: bool = False) -
 def read_image(path: str, *, exif: str = "apply", smallest: tuple[int, int] | None = None) -> np.ndarray:
     """Reads an image as RGB (H, W, 3), uint8.
 
-    16-bit and float images are scaled by their own range, with a warning. Palettes, grey, 1-bit, CMYK and RGBA are converted;
-    alpha is dropped.
+    16-bit and float images are scaled by their own range, with a warning. Palettes, grey, 1-bit, CMYK and RGBA are
+    converted; alpha is dropped.
 
     Args:
         exif: "apply" turns the image upright, "ignore" keeps the stored pixels.
-        smallest: (height, width) that suffice; a JPEG may come 2, 4 or 8 times smaller, never below this. The caller has to
-            look at the shape of the result.
+        smallest: (height, width) that suffice; a JPEG may come 2, 4 or 8 times smaller, never below this. The caller
+            has to look at the shape of the result.
 
     Raises:
         DataError: the file cannot be decoded.
@@ -161,7 +165,8 @@ def read_image(path: str, *, exif: str = "apply", smallest: tuple[int, int] | No
             return _as_rgb(image, path)
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise DataError(
-            f"The image {path} cannot be decoded: {_reason(path, error)}. Replace it; tools/check_dataset.py --decode finds others."
+            f"The image {path} cannot be decoded: {_reason(path, error)}. "
+            "Replace it; tools/check_dataset.py --decode finds others."
         ) from error
 
 

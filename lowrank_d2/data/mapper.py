@@ -1,9 +1,10 @@
 """From a catalog record to what the model eats: one mapper for every dataset, in training and testing.
 
-Augmentation draws from numpy's global generator, as Detectron2's classes do. So that a run can be resumed exactly, the mapper
-seeds that generator for the time of one sample from (SEED, position of the sample in the sampler's sequence) and puts the old
-state back; workers, their number and what they did before make no difference.
+Augmentation draws from numpy's global generator, as Detectron2's classes do. So that a run can be resumed exactly, the
+mapper seeds that generator for the time of one sample from (SEED, position of the sample in the sampler's sequence)
+and puts the old state back; workers, their number and what they did before make no difference.
 """
+
 import contextlib
 import math
 from typing import Iterator, Sequence
@@ -25,8 +26,8 @@ _SEED_DOMAIN = 0x6D61  # keeps these streams apart from others that start from t
 class LowRankMapper:
     """Maps a record of DatasetCatalog to `image` (uint8 (C, H, W)), `height`, `width` and, in training, `instances`.
 
-    `instances` has gt_boxes (tight around the masks), gt_classes and gt_masks (BitMasks); crowds are left out, and an image may
-    end up without any. Segmentations may be polygons or run lengths, mixed at will.
+    `instances` has gt_boxes (tight around the masks), gt_classes and gt_masks (BitMasks); crowds are left out, and an
+    image may end up without any. Segmentations may be polygons or run lengths, mixed at will.
     """
 
     @configurable
@@ -47,8 +48,8 @@ class LowRankMapper:
             image_format: "RGB" or "BGR", the order of channels in `image`.
             seed: of all augmentation; see the module.
             exif: "apply" or "ignore", as in `read_image`.
-            largest: (height, width) of a box into which every augmented image fits before it is cropped; huge JPEGs are then
-                decoded smaller. None: always decoded in full.
+            largest: (height, width) of a box into which every augmented image fits before it is cropped; huge JPEGs
+                are then decoded smaller. None: always decoded in full.
             with_instances: give `instances` in testing too, for a validation loss; None: as `is_train`.
         """
         self.is_train = is_train
@@ -113,8 +114,9 @@ class LowRankMapper:
             return image, T.NoOpTransform()
         if smallest is None or not _same_shape(image.shape, height, width):
             raise TrainingError(
-                f"{record['file_name']} has {image.shape[1]} x {image.shape[0]} pixels, its record says {width} x {height}. "
-                "Mend the record, or see INPUT.EXIF; tools/check_dataset.py lists all such images."
+                f"{record['file_name']} has {image.shape[1]} x {image.shape[0]} pixels, "
+                f"its record says {width} x {height}. Mend the record, or see INPUT.EXIF; "
+                "tools/check_dataset.py lists all such images."
             )
         return image, T.ResizeTransform(height, width, image.shape[0], image.shape[1])
 
@@ -123,7 +125,8 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> tuple[list[T.Augmentati
     """The augmentations that INPUT asks for, and the box (height, width) into which their results fit before cropping.
 
     Raises:
-        ConfigError: an unknown INPUT.DATASET_MAPPER_NAME or RANDOM_FLIP, a CANVAS that is no (height, width), scales that cross.
+        ConfigError: an unknown INPUT.DATASET_MAPPER_NAME or RANDOM_FLIP, a CANVAS that is no (height, width), scales
+            that cross.
     """
     node = cfg.INPUT
     if not is_train:

@@ -1,4 +1,5 @@
 """Pictures of records: the ground truth drawn over the image by Detectron2's Visualizer."""
+
 from detectron2.data import Metadata
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image

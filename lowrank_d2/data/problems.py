@@ -1,4 +1,5 @@
 """What is wrong with a dataset, collected completely before anybody is told, then told once."""
+
 import functools
 import json
 import logging
@@ -93,13 +94,23 @@ class Report:
 
     def table(self) -> str:
         rows = [
-            (problem.level, problem.count, _wrapped(problem.what), _wrapped("; ".join(problem.examples)), _wrapped(problem.fix))
+            (
+                problem.level,
+                problem.count,
+                _wrapped(problem.what),
+                _wrapped("; ".join(problem.examples)),
+                _wrapped(problem.fix),
+            )
             for problem in self
         ]
-        return tabulate(rows, headers=("level", "count", "what", "where", "fix"), tablefmt="simple_grid", disable_numparse=True)
+        return tabulate(
+            rows, headers=("level", "count", "what", "where", "fix"), tablefmt="simple_grid", disable_numparse=True
+        )
 
     def as_json(self) -> str:
-        return json.dumps({"subject": self.subject, "problems": [asdict(problem) for problem in self]}, ensure_ascii=False)
+        return json.dumps(
+            {"subject": self.subject, "problems": [asdict(problem) for problem in self]}, ensure_ascii=False
+        )
 
 
 @functools.lru_cache(maxsize=1024)

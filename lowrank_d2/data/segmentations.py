@@ -1,11 +1,11 @@
 """Reading COCO segmentations that may be damaged: polygons and run lengths, in pixels of one image."""
+
 from dataclasses import dataclass, field
 from typing import Sequence
 
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
-
 
 FAR = 8  # image sides away from the origin at which vertices are stopped
 
@@ -137,7 +137,11 @@ def _examine_polygons(polygons: list, height: int, width: int) -> Outline:
 def _examine_rle(rle: dict, height: int, width: int) -> Outline:
     size, counts = rle.get("size"), rle.get("counts")
     if not isinstance(size, (list, tuple)) or [*size] != [height, width]:
-        turned = " (height and width are exchanged: EXIF rotation?)" if isinstance(size, list) and size == [width, height] else ""
+        turned = (
+            " (height and width are exchanged: EXIF rotation?)"
+            if isinstance(size, list) and size == [width, height]
+            else ""
+        )
         raise Flaw("rle-size", f"run lengths of size {_short(size)} for an image of [{height}, {width}]{turned}")
     if isinstance(counts, list):
         runs = _numbers(counts)
@@ -152,13 +156,16 @@ def _examine_rle(rle: dict, height: int, width: int) -> Outline:
     if not runs[1::2].sum():
         raise Flaw("empty", "the mask has no pixel", fatal=False)
     if isinstance(counts, list):
-        counts = coco_mask.frPyObjects({"size": [height, width], "counts": runs.astype(int).tolist()}, height, width)["counts"]
+        counts = coco_mask.frPyObjects({"size": [height, width], "counts": runs.astype(int).tolist()}, height, width)[
+            "counts"
+        ]
     compressed = {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
     return Outline(compressed, [float(v) for v in coco_mask.toBbox(compressed)])
 
 
 def _runs(text: bytes) -> np.ndarray:
-    """Run lengths of COCO's text form: 5 bits a character from 48 on, bit 6 "goes on", from the third run on differences."""
+    """Run lengths of COCO's text form: 5 bits a character from 48 on, bit 6 "goes on", from the third run on
+    differences."""
     codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     if not len(codes) or (codes < 0).any() or (codes > 63).any() or codes[-1] & 32:
         raise Flaw("rle-damaged", f"counts {_short(text.decode('latin1'))} are cut off or not COCO's text form")
@@ -181,7 +188,11 @@ def _has_hole(parts: Sequence[np.ndarray]) -> bool:
     """Whether one part lies inside another; COCO polygons are filled, so such a part adds nothing."""
     for inner in parts:
         for outer in parts:
-            if inner is outer or (inner.min(axis=0) < outer.min(axis=0)).any() or (inner.max(axis=0) > outer.max(axis=0)).any():
+            if (
+                inner is outer
+                or (inner.min(axis=0) < outer.min(axis=0)).any()
+                or (inner.max(axis=0) > outer.max(axis=0)).any()
+            ):
                 continue
             contour = outer.astype(np.float32)
             if all(cv2.pointPolygonTest(contour, (float(x), float(y)), False) > 0 for x, y in inner):

@@ -1,4 +1,5 @@
 """The ground truth that COCO evaluation reads: the records as they were repaired, not the user's file."""
+
 import hashlib
 import json
 from pathlib import Path
@@ -12,10 +13,11 @@ from lowrank_d2.files import write_text
 
 
 def write_evaluation_json(name: str, folder: str | Path) -> Path:
-    """Writes dataset `name` as a COCO file below `folder` and makes it the dataset's `json_file`, which COCOEvaluator reads.
+    """Writes dataset `name` as a COCO file below `folder` and makes it the dataset's `json_file`, which COCOEvaluator
+    reads.
 
-    Annotation ids count from 1, areas come from the masks, images without objects stay. The file's name holds a fingerprint of
-    its content, so that a changed dataset never meets an old file.
+    Annotation ids count from 1, areas come from the masks, images without objects stay. The file's name holds a
+    fingerprint of its content, so that a changed dataset never meets an old file.
 
     Returns:
         The path of the file.
@@ -33,7 +35,8 @@ def write_evaluation_json(name: str, folder: str | Path) -> Path:
 
 
 def as_coco(records: Sequence[dict], classes: Sequence[str], ids: dict[int, int] | None = None) -> dict:
-    """Records in Detectron2's form as the content of a COCO file; `ids` gives the category id of each contiguous index."""
+    """Records in Detectron2's form as the content of a COCO file; `ids` gives the category id of each contiguous
+    index."""
     annotations = []
     for record in records:
         for item in record["annotations"]:
@@ -50,7 +53,12 @@ def as_coco(records: Sequence[dict], classes: Sequence[str], ids: dict[int, int]
                 }
             )
     images = [
-        {"id": record["image_id"], "file_name": record["file_name"], "height": record["height"], "width": record["width"]}
+        {
+            "id": record["image_id"],
+            "file_name": record["file_name"],
+            "height": record["height"],
+            "width": record["width"],
+        }
         for record in records
     ]
     categories = [{"id": (ids or {}).get(index, index), "name": name} for index, name in enumerate(classes)]

@@ -1,11 +1,12 @@
 """Instance AP of Cityscapes, computed by cityscapesscripts itself.
 
-It differs from COCO's AP: the area under the step curve instead of 101 points, objects below 100 pixels ignored, no limit on
-detections, classes without ground truth left out of the mean. Numbers of the two must not be mixed.
+It differs from COCO's AP: the area under the step curve instead of 101 points, objects below 100 pixels ignored, no
+limit on detections, classes without ground truth left out of the mean. Numbers of the two must not be mixed.
 
-The package reads files, so predictions are written below a temporary folder: about 0.8 s and 0.6 s an image of 2048 x 1024 for
-writing and matching 100 detections. All processes must run on one host.
+The package reads files, so predictions are written below a temporary folder: about 0.8 s and 0.6 s an image of 2048 x
+1024 for writing and matching 100 detections. All processes must run on one host.
 """
+
 import contextlib
 import importlib
 import io
@@ -35,8 +36,8 @@ logger = logging.getLogger(__name__)
 class CityscapesInstanceEvaluator(DatasetEvaluator):
     """Evaluates `instances` with pred_masks (n, H, W), pred_classes and scores at the size of the ground truth.
 
-    `evaluate` returns, on the first process, {"segm": {"AP", "AP50", "AP-<class>" ...}} in 0..100; NaN stands for classes without
-    ground truth.
+    `evaluate` returns, on the first process, {"segm": {"AP", "AP50", "AP-<class>" ...}} in 0..100; NaN stands for
+    classes without ground truth.
     """
 
     def __init__(self, dataset_name: str):
@@ -66,7 +67,10 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         for record, output in zip(inputs, outputs):
             path = Path(record["file_name"])
             if not path.name.endswith(_IMAGE_END):
-                raise DataError(f"{path} is not named CITY_SEQUENCE_FRAME{_IMAGE_END}. Evaluate {self._dataset} on Cityscapes' own files.")
+                raise DataError(
+                    f"{path} is not named CITY_SEQUENCE_FRAME{_IMAGE_END}. "
+                    f"Evaluate {self._dataset} on Cityscapes' own files."
+                )
             stem = path.name[: -len(_IMAGE_END)]
             truth = self._truth_folder / path.parent.name / f"{stem}{_TRUTH_END}"
             if not truth.is_file():
@@ -93,7 +97,9 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         """One 8-bit mask a detection and the list of them; an image without detections still needs its empty list."""
         lines = []
         masks = instances.pred_masks.numpy() > 0.5
-        for number, (mask, category, score) in enumerate(zip(masks, instances.pred_classes.tolist(), instances.scores.tolist())):
+        for number, (mask, category, score) in enumerate(
+            zip(masks, instances.pred_classes.tolist(), instances.scores.tolist())
+        ):
             name = f"{stem}_{number}.png"
             Image.fromarray(mask.astype(np.uint8) * 255).save(self._path / name, compress_level=1)
             lines.append(f"{name} {self._label_ids[category]} {score}\n")
@@ -125,7 +131,8 @@ def _scripts() -> ModuleType:
 
 
 class _OldNumpy:
-    """NumPy as the package expects it: with in1d, plain ints from count_nonzero, and a sum at the end of an empty cumsum."""
+    """NumPy as the package expects it: with in1d, plain ints from count_nonzero, and a sum at the end of an empty
+    cumsum."""
 
     def __getattr__(self, name: str) -> object:
         return getattr(np, name)
@@ -153,8 +160,12 @@ def _cured(scripts: ModuleType, folder: Path) -> Iterator[ModuleType]:
     """The package with `folder` as its predictions, its exits turned into errors and its stray files suppressed."""
     changes = {"np": _OldNumpy(), "writeDict2JSON": lambda *_: None, "printError": _raise}
     arguments = {
-        "predictionPath": str(folder), "predictionWalk": None, "gtInstancesFile": str(folder / "ground_truth.json"),
-        "JSONOutput": False, "colorized": False, "quiet": True,
+        "predictionPath": str(folder),
+        "predictionWalk": None,
+        "gtInstancesFile": str(folder / "ground_truth.json"),
+        "JSONOutput": False,
+        "colorized": False,
+        "quiet": True,
     }
     with _LOCK:
         saved = {name: getattr(scripts, name) for name in changes}

@@ -1,4 +1,5 @@
 """A small COCO dataset that tests damage in one place each."""
+
 import json
 from pathlib import Path
 
@@ -17,7 +18,9 @@ class OwnDataset:
         self.json = root / "a.json"
         self.images.mkdir(parents=True)
         self.content = {
-            "images": [], "annotations": [], "categories": [{"id": 1, "name": "ant"}, {"id": 2, "name": "bee"}],
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": 1, "name": "ant"}, {"id": 2, "name": "bee"}],
         }
         for number in range(1, 5):
             pixels = np.full((32, 48, 3), 40 * number, np.uint8)
@@ -26,8 +29,13 @@ class OwnDataset:
             x = 5 * number
             self.content["annotations"].append(
                 {
-                    "id": number, "image_id": number, "category_id": 1 + number % 2, "iscrowd": 0, "area": 100,
-                    "bbox": [x, 8, 10, 10], "segmentation": [[x, 8, x + 10, 8, x + 10, 18, x, 18]],
+                    "id": number,
+                    "image_id": number,
+                    "category_id": 1 + number % 2,
+                    "iscrowd": 0,
+                    "area": 100,
+                    "bbox": [x, 8, 10, 10],
+                    "segmentation": [[x, 8, x + 10, 8, x + 10, 18, x, 18]],
                 }
             )
 

@@ -1,4 +1,6 @@
-"""Every kind of damage to a user's dataset: found before training, with the value, in the right class, or repaired and counted."""
+"""Every kind of damage to a user's dataset: found before training, with the value, in the right class, or repaired and
+counted."""
+
 import json
 import os
 import time
@@ -10,8 +12,16 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from lowrank_d2.config import add_lowrank_config
-from lowrank_d2.data.check import check_config, check_dataset, check_images, check_json, check_num_classes, check_together
-from lowrank_d2.data.coco_json import load_json, read_coco
+from lowrank_d2.data.annotation_file import load_json
+from lowrank_d2.data.check import (
+    check_config,
+    check_dataset,
+    check_images,
+    check_json,
+    check_num_classes,
+    check_together,
+)
+from lowrank_d2.data.coco_json import read_coco
 from lowrank_d2.data.datasets import register_json, register_own
 from lowrank_d2.data.problems import Report
 from lowrank_d2.data.segmentations import _runs
@@ -50,7 +60,11 @@ def test_a_clean_dataset_has_no_problem(own):
     assert data.classes == ["ant", "bee"]
     assert [record["image_id"] for record in data.records] == [1, 2, 3, 4]
     first = data.records[0]["annotations"][0]
-    assert first["bbox"] == [5, 8, 10, 10] and first["category_id"] == 1 and first["segmentation"] == [[5, 8, 15, 8, 15, 18, 5, 18]]
+    assert (
+        first["bbox"] == [5, 8, 10, 10]
+        and first["category_id"] == 1
+        and first["segmentation"] == [[5, 8, 15, 8, 15, 18, 5, 18]]
+    )
 
 
 # Rows 1 and 2: the file itself
@@ -111,7 +125,14 @@ def test_a_missing_file_and_a_missing_folder(own, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "section, key", [("images", "file_name"), ("images", "width"), ("annotations", "image_id"), ("annotations", "category_id"), ("categories", "name")]
+    "section, key",
+    [
+        ("images", "file_name"),
+        ("images", "width"),
+        ("annotations", "image_id"),
+        ("annotations", "category_id"),
+        ("categories", "name"),
+    ],
 )
 def test_a_missing_key(own, section, key):
     del own.content[section][1][key]
@@ -123,7 +144,9 @@ def test_a_missing_key(own, section, key):
 def test_an_unknown_category(own):
     own.annotations[2]["category_id"] = 77
     assert "category_id 77" in error_of(own, "unknown-category")
-    assert "annotations[2] (id 3)" in error_of(own, "unknown-category") and "[1, 2]" in error_of(own, "unknown-category")
+    assert "annotations[2] (id 3)" in error_of(own, "unknown-category") and "[1, 2]" in error_of(
+        own, "unknown-category"
+    )
 
 
 def test_annotations_of_unknown_images(own):
@@ -167,7 +190,9 @@ def test_damage_in_the_middle_is_found_by_decoding(own):
     assert "2.png" in error_of(own, "unreadable-image", decode=True)
 
 
-@pytest.mark.parametrize("content, word", [(b"", "0 bytes"), (b"<!DOCTYPE html><html>", "HTML"), (b"hello", "no image format")])
+@pytest.mark.parametrize(
+    "content, word", [(b"", "0 bytes"), (b"<!DOCTYPE html><html>", "HTML"), (b"hello", "no image format")]
+)
 def test_files_that_are_no_images(own, content, word):
     (own.images / "2.png").write_bytes(content)
     assert word in error_of(own, "unreadable-image")
@@ -277,7 +302,9 @@ def test_a_polygon_that_covers_no_pixel(own):
     dropped(own, "empty")
 
 
-@pytest.mark.parametrize("segmentation", ["text", 7, [["1", "2", "3", "4", "5", "6"]], [[1, 2, None, 4, 5, 6]], [1, 2, 3, 4, 5, 6]])
+@pytest.mark.parametrize(
+    "segmentation", ["text", 7, [["1", "2", "3", "4", "5", "6"]], [[1, 2, None, 4, 5, 6]], [1, 2, 3, 4, 5, 6]]
+)
 def test_segmentations_that_are_none(own, segmentation):
     own.annotations[1]["segmentation"] = segmentation
     error_of(own, "bad-segmentation")
@@ -391,7 +418,9 @@ def test_category_ids_with_gaps_and_a_root_row(own):
         annotation["category_id"] = {1: 4, 2: 9}[annotation["category_id"]]
     data = check(own)
     assert data.classes == ["ant", "bee"] and data.category_ids == [4, 9]
-    assert "insects" in str(data.report["root-category"]) and "2 classes, ids 4..9 -> 0..1" in str(data.report["category-ids"])
+    assert "insects" in str(data.report["root-category"]) and "2 classes, ids 4..9 -> 0..1" in str(
+        data.report["category-ids"]
+    )
     own.annotations[0]["category_id"] = 0
     assert check(own).classes == ["insects", "ant", "bee"]
 
@@ -429,8 +458,14 @@ def test_exif_rotation(own):
 
 
 @pytest.mark.parametrize(
-    "mode, kind, level", [("L", "image-mode", "info"), ("P", "image-mode", "info"), ("1", "image-mode", "info"),
-                          ("RGBA", "image-mode", "info"), ("I;16", "deep-image", "warning")]
+    "mode, kind, level",
+    [
+        ("L", "image-mode", "info"),
+        ("P", "image-mode", "info"),
+        ("1", "image-mode", "info"),
+        ("RGBA", "image-mode", "info"),
+        ("I;16", "deep-image", "warning"),
+    ],
 )
 def test_unusual_modes(own, mode, kind, level):
     Image.new(mode, (48, 32)).save(own.images / "2.png")
@@ -494,7 +529,9 @@ def test_a_config_is_checked_with_all_its_datasets(own, tmp_path):
 
 def test_thousands_of_records_take_seconds(own):
     images, annotations = own.content["images"], own.annotations
-    own.content["images"] = [{**images[0], "id": number, "file_name": f"{number % 4 + 1}.png"} for number in range(3000)]
+    own.content["images"] = [
+        {**images[0], "id": number, "file_name": f"{number % 4 + 1}.png"} for number in range(3000)
+    ]
     own.content["annotations"] = [{**annotations[0], "id": number, "image_id": number // 2} for number in range(6000)]
     own.save()
     start = time.perf_counter()
@@ -503,7 +540,26 @@ def test_thousands_of_records_take_seconds(own):
     assert len(data.records) == 3000 and sum(len(record["annotations"]) for record in data.records) == 6000
 
 
-JUNK = [None, True, -1, 0, 3.5, float("nan"), float("-inf"), 1e300, 10**30, "", "x", "1", [], [[]], [None], {}, {"size": 3}, [[1, 2], "a"]]
+JUNK = [
+    None,
+    True,
+    -1,
+    0,
+    3.5,
+    float("nan"),
+    float("-inf"),
+    1e300,
+    10**30,
+    "",
+    "x",
+    "1",
+    [],
+    [[]],
+    [None],
+    {},
+    {"size": 3},
+    [[1, 2], "a"],
+]
 
 
 def mutated(value, rng):

@@ -1,4 +1,5 @@
 """Registration and reading of the datasets by name."""
+
 import hashlib
 import json
 import shutil
@@ -20,8 +21,19 @@ from lowrank_d2.data.truth import write_evaluation_json
 from lowrank_d2.errors import ConfigError, DataError
 
 NAMES = [
-    "ndd20_train", "ndd20_val", "ndd20_all_train", "ndd20_all_val", "zerowaste_train", "zerowaste_val", "zerowaste_test",
-    "wixray_train", "wixray_val", "cityscapes_instance_train", "cityscapes_instance_val", "source_train", "source_val",
+    "ndd20_train",
+    "ndd20_val",
+    "ndd20_all_train",
+    "ndd20_all_val",
+    "zerowaste_train",
+    "zerowaste_val",
+    "zerowaste_test",
+    "wixray_train",
+    "wixray_val",
+    "cityscapes_instance_train",
+    "cityscapes_instance_val",
+    "source_train",
+    "source_val",
 ]
 
 
@@ -45,7 +57,11 @@ def test_every_generated_dataset_passes_the_check(registered, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_detectron2s_own_mapper_reads_the_records(registered, name):
     mapper = DatasetMapper(
-        True, augmentations=[T.ResizeShortestEdge(96, 400)], image_format="RGB", use_instance_mask=True, instance_mask_format="bitmask"
+        True,
+        augmentations=[T.ResizeShortestEdge(96, 400)],
+        image_format="RGB",
+        use_instance_mask=True,
+        instance_mask_format="bitmask",
     )
     for record in DatasetCatalog.get(name)[:3]:
         sample = mapper(record)
@@ -111,12 +127,18 @@ def test_the_split_of_ndd20():
     names = [f"{folder}/{number}.jpg" for folder in ("BELOW", "ABOVE") for number in range(2201)]
     parts = {(split, every): split_names(names, split, every) for split in ("train", "val") for every in (False, True)}
     assert {key: len(part) for key, part in parts.items()} == {
-        ("train", False): 1500, ("val", False): 300, ("train", True): 3522, ("val", True): 880,
+        ("train", False): 1500,
+        ("val", False): 300,
+        ("train", True): 3522,
+        ("val", True): 880,
     }
     assert parts["train", False][0] == "ABOVE/831.jpg" and parts["val", False][0] == "BELOW/1842.jpg"
     above = [sum(name.startswith("ABOVE") for name in parts[split, False]) for split in ("train", "val")]
     assert above == [738, 157]
-    prints = [hashlib.sha256("\n".join(parts[key]).encode()).hexdigest()[:16] for key in (("train", False), ("val", False), ("val", True))]
+    prints = [
+        hashlib.sha256("\n".join(parts[key]).encode()).hexdigest()[:16]
+        for key in (("train", False), ("val", False), ("val", True))
+    ]
     assert prints == ["16f17e7b45cd163a", "4bcd7882207e0a5b", "6ddd773ded335337"]
     for train in (parts["train", False], parts["train", True]):
         for val in (parts["val", False], parts["val", True]):
@@ -166,12 +188,18 @@ def test_run_lengths_of_a_map_of_ids():
 def test_cityscapes_instances_are_those_of_the_png(registered):
     groups = 0
     for record in DatasetCatalog.get("cityscapes_instance_train"):
-        path = record["file_name"].replace("leftImg8bit/", "gtFine/").replace("_leftImg8bit.png", "_gtFine_instanceIds.png")
+        path = (
+            record["file_name"]
+            .replace("leftImg8bit/", "gtFine/")
+            .replace("_leftImg8bit.png", "_gtFine_instanceIds.png")
+        )
         ids = np.asarray(Image.open(path)).astype(int)
         wanted = (24, 25, 26, 27, 28, 31, 32, 33)
         values = [v for v in np.unique(ids) if (v if v < 1000 else v // 1000) in wanted]
         assert len(record["annotations"]) == len(values)
-        for value, annotation in zip(values, sorted(record["annotations"], key=lambda a: (1 - a["iscrowd"], a["category_id"]))):
+        for value, annotation in zip(
+            values, sorted(record["annotations"], key=lambda a: (1 - a["iscrowd"], a["category_id"]))
+        ):
             assert annotation["iscrowd"] == int(value < 1000)
             assert wanted[annotation["category_id"]] == (value if value < 1000 else value // 1000)
         union = np.any([decode(a["segmentation"], *ids.shape) for a in record["annotations"]] or [ids > 10**6], axis=0)
@@ -214,7 +242,10 @@ def test_own_data_with_a_validation_file(own):
     own.save()
     names = register_own(train, own.images, own.json, own.images)
     assert names.classes == ["ant", "bee"] == MetadataCatalog.get(names.val).thing_classes
-    first = [[a["category_id"] for r in DatasetCatalog.get(name) for a in r["annotations"]] for name in (names.train, names.val)]
+    first = [
+        [a["category_id"] for r in DatasetCatalog.get(name) for a in r["annotations"]]
+        for name in (names.train, names.val)
+    ]
     assert first[0] == [1 - category for category in first[1]]  # the same ids, the other way round by name
 
 
@@ -255,4 +286,6 @@ def test_the_truth_keeps_the_files_category_ids(own, tmp_path):
     register_json("test_datasets_own", own.save().json, own.images)
     truth = json.loads(write_evaluation_json("test_datasets_own", tmp_path).read_text())
     assert [row["id"] for row in truth["categories"]] == [3, 8]
-    assert [a["category_id"] for a in truth["annotations"]] == [8, 3, 8, 3] and [a["area"] for a in truth["annotations"]] == [100] * 4
+    assert [a["category_id"] for a in truth["annotations"]] == [8, 3, 8, 3] and [
+        a["area"] for a in truth["annotations"]
+    ] == [100] * 4

@@ -1,4 +1,5 @@
 """The mapper: geometry of masks through every augmentation, repeatable randomness, odd images."""
+
 import numpy as np
 import pytest
 import torch
@@ -160,7 +161,10 @@ def test_huge_jpegs_are_decoded_smaller_with_the_masks_in_place(cfg, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "big.jpg", quality=95)
     polygon = [[600, 400, 1200, 400, 1200, 700, 600, 700]]
     record = {
-        "file_name": str(tmp_path / "big.jpg"), "height": 1001, "width": 1503, "image_id": 1,
+        "file_name": str(tmp_path / "big.jpg"),
+        "height": 1001,
+        "width": 1503,
+        "image_id": 1,
         "annotations": [{"category_id": 0, "segmentation": polygon, "iscrowd": 0}],
     }
     assert read_image(record["file_name"], smallest=(120, 120)).shape == (126, 188, 3)
@@ -182,7 +186,9 @@ def test_deep_images_are_scaled_by_their_range_with_a_warning(tmp_path, caplog):
     assert (read_image(str(tmp_path / "flat.tif")) == 0).all()
 
 
-@pytest.mark.parametrize("mode, colour", [("L", 77), ("1", 1), ("CMYK", (0, 0, 0, 0)), ("RGBA", (9, 8, 7, 0)), ("P", 3)])
+@pytest.mark.parametrize(
+    "mode, colour", [("L", 77), ("1", 1), ("CMYK", (0, 0, 0, 0)), ("RGBA", (9, 8, 7, 0)), ("P", 3)]
+)
 def test_every_mode_becomes_rgb(tmp_path, mode, colour):
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     Image.new(mode, (6, 4), colour).save(path)
@@ -212,8 +218,11 @@ def test_a_file_that_changed_since_the_check_stops_the_run(cfg, record):
 @pytest.mark.parametrize(
     "key, value, words",
     [
-        ("DATASET_MAPPER_NAME", "coco_instance_ljs", "coco_instance_lsj"), ("FORMAT", "RBG", "'RGB' or 'BGR'"),
-        ("EXIF", "maybe", "'apply', 'ignore'"), ("RANDOM_FLIP", "both", "'horizontal'"), ("CANVAS", [3], r"\[height, width\]"),
+        ("DATASET_MAPPER_NAME", "coco_instance_ljs", "coco_instance_lsj"),
+        ("FORMAT", "RBG", "'RGB' or 'BGR'"),
+        ("EXIF", "maybe", "'apply', 'ignore'"),
+        ("RANDOM_FLIP", "both", "'horizontal'"),
+        ("CANVAS", [3], r"\[height, width\]"),
         ("MIN_SCALE", 3.0, "in this order"),
     ],
 )

@@ -1,4 +1,6 @@
-"""The generated trees: exact layouts, repeatable content, nobody's files touched, and domains that differ as they should."""
+"""The generated trees: exact layouts, repeatable content, nobody's files touched, and domains that differ as they
+should."""
+
 import json
 
 import numpy as np
@@ -12,7 +14,9 @@ from lowrank_d2.errors import ConfigError, OutputError
 
 
 def digest(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("name", list(mini.DOMAINS))
@@ -64,13 +68,18 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
 def test_ndd20_has_polylines_and_equal_numbering(mini_root):
     for folder in ("ABOVE", "BELOW"):
         labels = json.loads((mini_root / "ndd20" / f"{folder}_LABELS.json").read_text())
-        assert {entry["filename"] for entry in labels.values()} == {path.name for path in (mini_root / "ndd20" / folder).iterdir()}
+        assert {entry["filename"] for entry in labels.values()} == {
+            path.name for path in (mini_root / "ndd20" / folder).iterdir()
+        }
         for key, entry in labels.items():
             assert key == f"{entry['filename']}{entry['size']}"
             assert (mini_root / "ndd20" / folder / entry["filename"]).stat().st_size == entry["size"]
             assert 1 <= len(entry["regions"]) <= 6 and "width" not in entry
             for region in entry["regions"]:
-                assert region["shape_attributes"]["name"] == "polyline" and region["region_attributes"]["object"] == "dolphin"
+                assert (
+                    region["shape_attributes"]["name"] == "polyline"
+                    and region["region_attributes"]["object"] == "dolphin"
+                )
     assert (mini_root / "ndd20/ABOVE/0.jpg").read_bytes() != (mini_root / "ndd20/BELOW/0.jpg").read_bytes()
 
 
@@ -92,7 +101,12 @@ def test_wixray_masks_overlap_on_a_white_ground(mini_root):
     covered = sum(a["area"] for a in labels["annotations"])
     union = 0
     for image in labels["images"]:
-        shapes = [np.array(p).reshape(-1, 2) for a in labels["annotations"] if a["image_id"] == image["id"] for p in a["segmentation"]]
+        shapes = [
+            np.array(p).reshape(-1, 2)
+            for a in labels["annotations"]
+            if a["image_id"] == image["id"]
+            for p in a["segmentation"]
+        ]
         union += primitives.rasterise(shapes, image["height"], image["width"]).sum()
     assert covered > 1.05 * union
 

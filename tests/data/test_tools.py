@@ -1,4 +1,5 @@
 """The command lines of data: exit codes, the last line, pictures."""
+
 import importlib.util
 import json
 from pathlib import Path
@@ -41,7 +42,11 @@ def test_check_dataset_on_a_broken_file(run, own):
     code, out, err = run("tools/check_dataset.py", "--json", own.json, "--images", own.images, "--json-report")
     *table, last = out.strip().splitlines()
     report = json.loads(last)
-    assert code == 2 and [problem["kind"] for problem in report["problems"]] == ["unknown-category", "empty", "empty-image"]
+    assert code == 2 and [problem["kind"] for problem in report["problems"]] == [
+        "unknown-category",
+        "empty",
+        "empty-image",
+    ]
     assert "category_id 77" in "\n".join(table) and "Traceback" not in out + err
 
 
@@ -52,10 +57,14 @@ def test_warnings_alone_leave_a_dataset_usable(run, own):
     assert code == 0 and "warning" in out
 
 
-@pytest.mark.parametrize("words, expected", [(("--dataset", "ndd20_trian"), "ndd20_train"), (("--json", "a.json"), "--images")])
+@pytest.mark.parametrize(
+    "words, expected", [(("--dataset", "ndd20_trian"), "ndd20_train"), (("--json", "a.json"), "--images")]
+)
 def test_mistakes_of_the_command_line(run, words, expected):
     code, _, err = run("tools/check_dataset.py", *words)
-    assert code == 2 and err.strip().splitlines()[-1].startswith("error: ") and expected in err and "Traceback" not in err
+    assert (
+        code == 2 and err.strip().splitlines()[-1].startswith("error: ") and expected in err and "Traceback" not in err
+    )
 
 
 def test_a_file_without_usable_objects_and_one_that_is_no_json(run, own):
@@ -76,10 +85,14 @@ def test_check_dataset_of_a_missing_tree(run, tmp_path, monkeypatch):
 
 def test_visualize_draws_the_objects(run, own, tmp_path):
     own.save()
-    code, out, _ = run("tools/visualize.py", "--json", own.json, "--images", own.images, "--output", tmp_path / "out", "--limit", 2)
+    code, out, _ = run(
+        "tools/visualize.py", "--json", own.json, "--images", own.images, "--output", tmp_path / "out", "--limit", 2
+    )
     assert code == 0 and "2 pictures" in out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1.png", "2.png"]
-    before, after = (np.asarray(Image.open(folder / "1.png").convert("RGB")).astype(int) for folder in (own.images, tmp_path / "out"))
+    before, after = (
+        np.asarray(Image.open(folder / "1.png").convert("RGB")).astype(int) for folder in (own.images, tmp_path / "out")
+    )
     changed = np.abs(after - before).sum(axis=2) > 30
     assert changed[10:16, 7:13].any() and not changed[:, 42:].any()
 
@@ -92,7 +105,20 @@ def test_visualize_knows_the_registered_datasets(run, registered, tmp_path):
 
 
 def test_make_mini_prints_the_folders(run, tmp_path):
-    code, out, _ = run("datasets/make_mini.py", "--output", tmp_path, "--datasets", "source", "wixray", "--train", 2, "--val", 1, "--size", 96)
+    code, out, _ = run(
+        "datasets/make_mini.py",
+        "--output",
+        tmp_path,
+        "--datasets",
+        "source",
+        "wixray",
+        "--train",
+        2,
+        "--val",
+        1,
+        "--size",
+        96,
+    )
     assert code == 0 and out.split() == [str(tmp_path / "source"), str(tmp_path / "wixray")]
     assert Image.open(tmp_path / "source/train/000000.jpg").size == (96, 96)
     assert run("datasets/make_mini.py", "--output", tmp_path, "--datasets", "source", "--train", 0)[0] == 2
@@ -106,4 +132,6 @@ def test_the_config_of_a_dataset_fits_it(name, registered):
     assert list(cfg.SOLVER.STEPS) == sorted(cfg.SOLVER.STEPS) and cfg.SOLVER.STEPS[-1] < cfg.SOLVER.MAX_ITER
     assert all(side % 32 == 0 for side in cfg.INPUT.CANVAS)
     LowRankMapper(cfg)
-    assert "MODEL.WEIGHTS" not in {setting.key for setting in read_settings(str(ROOT / f"configs/datasets/{name}.yaml"))}
+    assert "MODEL.WEIGHTS" not in {
+        setting.key for setting in read_settings(str(ROOT / f"configs/datasets/{name}.yaml"))
+    }

@@ -1,4 +1,5 @@
 """The evaluator of Cityscapes on generated streets: exact extremes, no stray files, no exits."""
+
 import math
 import os
 import sys

@@ -1,4 +1,5 @@
 """The datasets by name. Registration touches no file; they lie below $DETECTRON2_DATASETS (see datasets/README.md)."""
+
 from lowrank_d2.data.datasets.catalog import load
 from lowrank_d2.data.datasets.cityscapes import register_cityscapes
 from lowrank_d2.data.datasets.ndd20 import register_ndd20

@@ -1,4 +1,5 @@
 """Entering datasets into Detectron2's catalogs, and finding their files below $DETECTRON2_DATASETS."""
+
 import os
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -66,7 +67,9 @@ def load(name: str) -> CocoData:
     """
     if name not in DatasetCatalog.list():
         near = get_close_matches(name, DatasetCatalog.list(), 3, 0.4)
-        raise ConfigError(f"There is no dataset {name!r}. Near names: {', '.join(near) or 'none'}. Mend the name or register it.")
+        raise ConfigError(
+            f"There is no dataset {name!r}. Near names: {', '.join(near) or 'none'}. Mend the name or register it."
+        )
     entry = DatasetCatalog[name]
     if isinstance(entry, Source):
         return entry.read()

@@ -1,8 +1,10 @@
 """Cityscapes instances: eight kinds of road users, read from gtFine's instanceIds.
 
-Detectron2's own loader needs packages that are not published, fills holes and starts a pool of processes. Here every image is
-decoded once; the run lengths are kept in a cache file beside other user caches, valid while size and time of the PNG stay.
+Detectron2's own loader needs packages that are not published, fills holes and starts a pool of processes. Here every
+image is decoded once; the run lengths are kept in a cache file beside other user caches, valid while size and time of
+the PNG stay.
 """
+
 import hashlib
 import json
 import logging
@@ -46,9 +48,13 @@ def register_cityscapes() -> None:
     for split in ("train", "val"):
         root = Path(os.environ.get(VARIABLE, "datasets")).expanduser() / "cityscapes"
         register(
-            f"cityscapes_instance_{split}", lambda split=split: read(split), CLASSES,
-            thing_colors=[colour for _, colour in LABELS.values()], evaluator_type="cityscapes_instance",
-            image_dir=str(root / "leftImg8bit" / split), gt_dir=str(root / "gtFine" / split),
+            f"cityscapes_instance_{split}",
+            lambda split=split: read(split),
+            CLASSES,
+            thing_colors=[colour for _, colour in LABELS.values()],
+            evaluator_type="cityscapes_instance",
+            image_dir=str(root / "leftImg8bit" / split),
+            gt_dir=str(root / "gtFine" / split),
         )
 
 
@@ -64,16 +70,36 @@ def read(split: str) -> CocoData:
         if label.is_file():
             pairs.append((path, label))
         else:
-            report.add("error", "missing-truth", str(label), "images without instanceIds", "Unpack gtFine_trainvaltest.zip again")
+            report.add(
+                "error",
+                "missing-truth",
+                str(label),
+                "images without instanceIds",
+                "Unpack gtFine_trainvaltest.zip again",
+            )
     if not pairs:
-        report.add("error", "missing-image", str(images), f"no CITY/*{IMAGE_END} is there", "Unpack leftImg8bit_trainvaltest.zip")
+        report.add(
+            "error",
+            "missing-image",
+            str(images),
+            f"no CITY/*{IMAGE_END} is there",
+            "Unpack leftImg8bit_trainvaltest.zip",
+        )
     records = []
-    for number, ((path, _), entry) in enumerate(zip(pairs, _instances(root, split, [label for _, label in pairs], report)), 1):
+    for number, ((path, _), entry) in enumerate(
+        zip(pairs, _instances(root, split, [label for _, label in pairs], report)), 1
+    ):
         if entry is not None:
             annotations = [_annotation(value, rle) for value, rle in entry["instances"].items()]
             height, width = entry["size"]
             records.append(
-                {"file_name": str(path), "height": height, "width": width, "image_id": number, "annotations": annotations}
+                {
+                    "file_name": str(path),
+                    "height": height,
+                    "width": width,
+                    "image_id": number,
+                    "annotations": annotations,
+                }
             )
     return CocoData(records, list(CLASSES), list(range(len(CLASSES))), report)
 
@@ -84,14 +110,20 @@ def _annotation(value: str, rle: dict) -> dict:
     ids = [label_id for label_id, _ in LABELS.values()]
     crowd = identity < 1000
     return {
-        "iscrowd": int(crowd), "bbox": [float(v) for v in coco_mask.toBbox(rle)], "bbox_mode": BoxMode.XYWH_ABS,
-        "category_id": ids.index(identity if crowd else identity // 1000), "segmentation": rle,
+        "iscrowd": int(crowd),
+        "bbox": [float(v) for v in coco_mask.toBbox(rle)],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": ids.index(identity if crowd else identity // 1000),
+        "segmentation": rle,
     }
 
 
 def _instances(root: Path, split: str, labels: list[Path], report: Report) -> list[dict | None]:
-    """For every instanceIds file {"size": [h, w], "instances": {pixel value: run lengths}}, None for an unreadable one."""
-    cache_file = _cache_folder() / f"cityscapes_{split}_{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
+    """For every instanceIds file {"size": [h, w], "instances": {pixel value: run lengths}}, None for an unreadable
+    one."""
+    cache_file = (
+        _cache_folder() / f"cityscapes_{split}_{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
+    )
     known = _read_cache(cache_file)
     stamps = [f"{path.parent.name}/{path.name}:{(s := path.stat()).st_size}:{s.st_mtime_ns}" for path in labels]
     new = [(stamp, path) for stamp, path in zip(stamps, labels) if stamp not in known]
@@ -100,7 +132,13 @@ def _instances(root: Path, split: str, labels: list[Path], report: Report) -> li
             decoded = pool.map(lambda item: _decode(item[1]), new)
             for (stamp, path), entry in zip(new, tqdm(decoded, f"reading {split} labels", len(new), disable=None)):
                 if isinstance(entry, Exception):
-                    report.add("error", "unreadable-truth", f"{path}: {entry}", "instanceIds that cannot be read", "Unpack gtFine again")
+                    report.add(
+                        "error",
+                        "unreadable-truth",
+                        f"{path}: {entry}",
+                        "instanceIds that cannot be read",
+                        "Unpack gtFine again",
+                    )
                 else:
                     known[stamp] = entry
         _write_cache(cache_file, {stamp: known[stamp] for stamp in stamps if stamp in known})

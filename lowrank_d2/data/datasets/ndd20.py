@@ -1,16 +1,18 @@
 """NDD20, the Northumberland Dolphin Dataset: one class, photographs from above and frames from below the water.
 
-Published as two folders with equal file names and two VIA files of polylines. The paper's 1500/300 split was never published;
-ours orders all images by a hash of their names. Bursts and video frames carry no dates, so near-duplicates can stand on both
-sides of any such split.
+Published as two folders with equal file names and two VIA files of polylines. The paper's 1500/300 split was never
+published; ours orders all images by a hash of their names. Bursts and video frames carry no dates, so near-duplicates
+can stand on both sides of any such split.
 """
+
 import hashlib
 from pathlib import Path
 
 import numpy as np
 from detectron2.structures import BoxMode
 
-from lowrank_d2.data.coco_json import CocoData, load_json
+from lowrank_d2.data.annotation_file import load_json
+from lowrank_d2.data.coco_json import CocoData
 from lowrank_d2.data.datasets.catalog import coco_metadata, locate, register
 from lowrank_d2.data.image_files import BadImage, ImageFolder, read_header
 from lowrank_d2.data.problems import Report
@@ -27,14 +29,19 @@ def register_ndd20() -> None:
     for subset in ("", "_all"):
         for split in ("train", "val"):
             register(
-                f"ndd20{subset}_{split}", lambda every=bool(subset), split=split: read(split, every), CLASSES,
-                thing_colors=[(255, 196, 0)], **coco_metadata(1),
+                f"ndd20{subset}_{split}",
+                lambda every=bool(subset), split=split: read(split, every),
+                CLASSES,
+                thing_colors=[(255, 196, 0)],
+                **coco_metadata(1),
             )
 
 
 def read(split: str, every: bool) -> CocoData:
     """Reads `split` ("train" or "val") of the paper's size, or with `every` of all images."""
-    root = locate("NDD20", ("ndd20", "ndd20/NDD20"), [part for name in FOLDERS for part in (name, f"{name}_LABELS.json")])
+    root = locate(
+        "NDD20", ("ndd20", "ndd20/NDD20"), [part for name in FOLDERS for part in (name, f"{name}_LABELS.json")]
+    )
     report = Report(f"ndd20{'_all' if every else ''}_{split} in {root}")
     entries = {}
     for name in FOLDERS:
@@ -48,8 +55,8 @@ def read(split: str, every: bool) -> CocoData:
 def split_names(names: list[str], split: str, every: bool) -> list[str]:
     """The names (`FOLDER/file`) of one split, in the order of their hashes.
 
-    With 1800 images or more, train is the first 1500 and val the next 300; over all images, val is the 880 from position 1500
-    on and train the rest, so that no train set overlaps any val set. With fewer, val is the last sixth.
+    With 1800 images or more, train is the first 1500 and val the next 300; over all images, val is the 880 from
+    position 1500 on and train the rest, so that no train set overlaps any val set. With fewer, val is the last sixth.
     """
     ordered = sorted(names, key=lambda name: hashlib.sha256(f"lowrank_d2/ndd20/v1/{name}".encode()).hexdigest())
     if len(ordered) < FULL:
@@ -67,7 +74,9 @@ def _entries(root: Path, folder: str) -> dict[str, dict]:
     try:
         return {f"{folder}/{entry['filename']}": entry for entry in content.values() if entry["regions"] is not None}
     except (AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no VIA file: every entry needs filename and regions. Take the published one.") from error
+        raise DataError(
+            f"{path} is no VIA file: every entry needs filename and regions. Take the published one."
+        ) from error
 
 
 def _record(folders: dict[str, ImageFolder], name: str, entry: dict, report: Report) -> dict | None:
@@ -77,7 +86,9 @@ def _record(folders: dict[str, ImageFolder], name: str, entry: dict, report: Rep
         header = read_header(path)
         number = int(Path(file_name).stem)
     except BadImage as error:
-        report.add("error", f"{error.kind}-image", f"{name}: {error}", "images that cannot be used", "Unpack the archive again")
+        report.add(
+            "error", f"{error.kind}-image", f"{name}: {error}", "images that cannot be used", "Unpack the archive again"
+        )
         return None
     except ValueError:
         report.add("error", "file-name", name, "file names that are no numbers", "Unpack the archive again")
@@ -101,11 +112,17 @@ def _annotation(region: dict, where: str, height: int, width: int, report: Repor
         if isinstance(error, Flaw) and not error.fatal:
             report.add("warning", error.kind, f"{where}: {error}", "regions without area are dropped")
         else:
-            report.add("error", "bad-region", f"{where}: {error!r}", "regions that are no polylines", "Mend or remove them")
+            report.add(
+                "error", "bad-region", f"{where}: {error!r}", "regions that are no polylines", "Mend or remove them"
+            )
         return None
     size = np.ptp(points, axis=0).max()
     if np.abs(points[0] - points[-1]).max() > OPEN * max(size, 1):
         report.add("info", "open-polyline", where, "polylines that do not close are closed")
     return {
-        "iscrowd": 0, "bbox": outline.bbox, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "segmentation": outline.segmentation,
+        "iscrowd": 0,
+        "bbox": outline.bbox,
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 0,
+        "segmentation": outline.segmentation,
     }

@@ -1,4 +1,5 @@
 """A user's own COCO files as datasets, without code: `register_own` for training, `register_json` for one file."""
+
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Sequence
@@ -43,8 +44,11 @@ def register_own(
         train, val = split_records(data.records, seed)
         if len(data.records) < 10:
             data.report.add(
-                "warning", "few-images", f"{len(data.records)} images: {len(train)} train, {len(val)} val",
-                "a validation set of so few images says little", "Give a validation file with --val-json",
+                "warning",
+                "few-images",
+                f"{len(data.records)} images: {len(train)} train, {len(val)} val",
+                "a validation set of so few images says little",
+                "Give a validation file with --val-json",
             )
         _register(TRAIN, CocoData(train, data.classes, data.category_ids, data.report))
         _register(VAL, CocoData(val, data.classes, data.category_ids, Report(f"{train_json} (held out)")))
@@ -55,7 +59,12 @@ def register_own(
 
 
 def register_json(
-    name: str, json_file: str | Path, image_root: str | Path, *, classes: Sequence[str] | None = None, skip_missing: bool = False
+    name: str,
+    json_file: str | Path,
+    image_root: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    skip_missing: bool = False,
 ) -> CocoData:
     """Registers one COCO file under `name` and returns what was read; see `read_coco` for `classes` and the errors."""
     data = read_coco(json_file, image_root, classes=classes, skip_missing=skip_missing)
@@ -70,13 +79,23 @@ def split_records(records: Sequence[dict], seed: int = 0, share: float = 0.1) ->
         DataError: there is only one image.
     """
     if len(records) < 2:
-        raise DataError(f"{len(records)} image cannot be divided into train and val. Give a validation file with --val-json.")
+        raise DataError(
+            f"{len(records)} image cannot be divided into train and val. Give a validation file with --val-json."
+        )
     ordered = sorted(records, key=lambda record: record["image_id"])
-    held_out = set(np.random.default_rng(seed).permutation(len(ordered))[: max(1, round(share * len(ordered)))].tolist())
+    held_out = set(
+        np.random.default_rng(seed).permutation(len(ordered))[: max(1, round(share * len(ordered)))].tolist()
+    )
     train = [record for position, record in enumerate(ordered) if position not in held_out]
     return train, [record for position, record in enumerate(ordered) if position in held_out]
 
 
 def _register(name: str, data: CocoData) -> None:
     mapping = {key: index for index, key in enumerate(data.category_ids)}
-    register(name, lambda: replace(data, report=data.report.copy()), data.classes, evaluator_type="coco", thing_dataset_id_to_contiguous_id=mapping)
+    register(
+        name,
+        lambda: replace(data, report=data.report.copy()),
+        data.classes,
+        evaluator_type="coco",
+        thing_dataset_id_to_contiguous_id=mapping,
+    )

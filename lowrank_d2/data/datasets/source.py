@@ -1,4 +1,5 @@
 """The generated source domain of the small base: six opaque textured shapes (see lowrank_d2/data/mini/source.py)."""
+
 from lowrank_d2.data.coco_json import CocoData, read_coco
 from lowrank_d2.data.datasets.catalog import coco_metadata, locate, register
 

@@ -1,4 +1,6 @@
-"""WIXray: waste items under X-rays, twelve classes. Masks are amodal: overlapping objects both own the pixels they share."""
+"""WIXray: waste items under X-rays, twelve classes. Masks are amodal: overlapping objects both own the pixels they
+share."""
+
 from lowrank_d2.data.coco_json import CocoData, read_coco
 from lowrank_d2.data.datasets.catalog import coco_metadata, locate, register
 

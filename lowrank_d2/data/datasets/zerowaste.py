@@ -1,4 +1,5 @@
 """ZeroWaste-f: deformable waste on a conveyor belt, four materials; the final release with its own test split."""
+
 from lowrank_d2.data.coco_json import CocoData, read_coco
 from lowrank_d2.data.datasets.catalog import coco_metadata, locate, register
 
@@ -10,7 +11,11 @@ SPLITS = ("train", "val", "test")
 def register_zerowaste() -> None:
     for split in SPLITS:
         register(
-            f"zerowaste_{split}", lambda split=split: read(split), CLASSES, thing_colors=COLOURS, **coco_metadata(len(CLASSES))
+            f"zerowaste_{split}",
+            lambda split=split: read(split),
+            CLASSES,
+            thing_colors=COLOURS,
+            **coco_metadata(len(CLASSES)),
         )
 
 

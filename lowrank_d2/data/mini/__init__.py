@@ -1,8 +1,10 @@
 """Small generated trees in the exact on-disk formats of the datasets, for tests, the quickstart and the base model.
 
-`build(root, name, ...)` makes `root` usable as $DETECTRON2_DATASETS. A tree is written beside its place and renamed when it is
-complete; one that was already made with the same arguments is left alone; files of somebody else are never touched.
+`build(root, name, ...)` makes `root` usable as $DETECTRON2_DATASETS. A tree is written beside its place and renamed
+when it is complete; one that was already made with the same arguments is left alone; files of somebody else are never
+touched.
 """
+
 import json
 import os
 import shutil
@@ -46,7 +48,9 @@ def build(root: Path, name: str, train: int = 200, val: int = 50, height: int | 
     domain = DOMAINS[name]
     height = domain.HEIGHT if height is None else height
     if train < 1 or val < 1 or height < 64 or height % 2:
-        raise ConfigError(f"{train} train, {val} val pictures of height {height}: at least 1, 1 and an even 64 are needed.")
+        raise ConfigError(
+            f"{train} train, {val} val pictures of height {height}: at least 1, 1 and an even 64 are needed."
+        )
     wanted = {"format": FORMAT, "dataset": name, "train": train, "val": val, "height": height, "seed": seed}
     folder = Path(root) / name
     if _is_complete(folder, wanted):
@@ -75,8 +79,8 @@ def _is_complete(folder: Path, wanted: dict) -> bool:
         written = dict(manifest.pop("files"))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise OutputError(
-            f"{folder} exists and was not made by make_mini.py ({MANIFEST} is missing or unreadable), so it is left as it is. "
-            "Choose another --output."
+            f"{folder} exists and was not made by make_mini.py ({MANIFEST} is missing or unreadable), "
+            "so it is left as it is. Choose another --output."
         ) from error
     present = _listing(folder)
     strange = sorted(set(present) - set(written))

@@ -1,9 +1,10 @@
 """A small Cityscapes: streets at dusk in haze, with eight kinds of road users over a wide range of sizes.
 
-On disk as the published set: leftImg8bit and gtFine by split and city; polygons are painted in order, later over earlier, and
-instanceIds and labelIds are rasterised from those same polygons. Scenes carry what trips readers up: a group, a class with
-instances that is not evaluated, a number plate, a deleted object, the ego vehicle.
+On disk as the published set: leftImg8bit and gtFine by split and city; polygons are painted in order, later over
+earlier, and instanceIds and labelIds are rasterised from those same polygons. Scenes carry what trips readers up:
+a group, a class with instances that is not evaluated, a number plate, a deleted object, the ego vehicle.
 """
+
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,15 @@ LABELS = {
     "bicycle": (33, True),
     "license plate": (-1, False),
 }
-FREQUENCIES = {"person": 0.24, "car": 0.28, "truck": 0.08, "bus": 0.08, "train": 0.06, "motorcycle": 0.12, "bicycle": 0.14}
+FREQUENCIES = {
+    "person": 0.24,
+    "car": 0.28,
+    "truck": 0.08,
+    "bus": 0.08,
+    "train": 0.06,
+    "motorcycle": 0.12,
+    "bicycle": 0.14,
+}
 RIDDEN = 0.5  # share of two-wheelers with a rider
 
 
@@ -72,7 +81,8 @@ def write(folder: Path, train: int, val: int, height: int, seed: int, bar: Calla
 def rasterised(objects: list[dict], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """labelIds (uint8) and instanceIds (uint16) of the polygons, painted in order.
 
-    An instance of class id c is c * 1000 + its number among the instances of that class; groups and stuff are the plain id.
+    An instance of class id c is c * 1000 + its number among the instances of that class; groups and stuff are the
+    plain id.
     """
     label_ids, instance_ids = np.zeros((height, width), np.uint8), np.zeros((height, width), np.uint16)
     numbers: dict[int, int] = {}
@@ -118,13 +128,17 @@ def _backdrop(rng: np.random.Generator, this: Street, horizon: float, haze: np.n
     left = 0.0
     while left < width:
         broad, tall = rng.uniform(0.1, 0.3) * width, rng.uniform(0.25, 1.0) * horizon
-        block = np.array([[left, horizon - tall], [left + broad, horizon - tall], [left + broad, horizon + 2], [left, horizon + 2]])
+        block = np.array(
+            [[left, horizon - tall], [left + broad, horizon - tall], [left + broad, horizon + 2], [left, horizon + 2]]
+        )
         wall = rng.uniform(55, 105) + rng.normal(0, 8, 3)
         _cover(this, block, 0.6 * _windows(rng, wall, height, width) + 0.4 * haze)
         this.label("building", block)
         left += broad * rng.uniform(1, 1.25)
     edge = rng.uniform(0.55, 0.8) * width
-    walk = np.array([[edge, horizon + 2], [width, horizon + 2], [width, height], [width * 1.02, height], [width, height * 0.9]])
+    walk = np.array(
+        [[edge, horizon + 2], [width, horizon + 2], [width, height], [width * 1.02, height], [width, height * 0.9]]
+    )
     _cover(this, walk, draw.shaded((92, 88, 88), draw.noise(rng, height, width, (16, 48)), 5))
     this.label("sidewalk", walk)
 
@@ -139,7 +153,8 @@ def _windows(rng: np.random.Generator, wall: np.ndarray, height: int, width: int
 
 
 def _road_user(rng: np.random.Generator, this: Street, horizon: float, distance: float, haze: np.ndarray) -> None:
-    """Paints and labels one object that stands on the street, `distance` 0 (at the horizon) .. 1 (at the lower edge)."""
+    """Paints and labels one object that stands on the street, `distance` 0 (at the horizon) .. 1 (at the lower
+    edge)."""
     height, width = this.image.shape[:2]
     foot = horizon + distance * (height - horizon)
     unit = 0.9 * (foot - horizon) + 3  # pixels that 1.5 m take at this distance
@@ -148,7 +163,9 @@ def _road_user(rng: np.random.Generator, this: Street, horizon: float, distance:
     mirrored = rng.random() < 0.5
     fog = np.clip(0.75 * (1 - distance) ** 2, 0, 0.7)
     for label, parts in street.built(rng, name, RIDDEN):
-        placed = [(draw.place(outline, corner, (-unit if mirrored else unit, unit)), colour) for outline, colour in parts]
+        placed = [
+            (draw.place(outline, corner, (-unit if mirrored else unit, unit)), colour) for outline, colour in parts
+        ]
         mask = draw.rasterise([outline for outline, _ in placed], height, width)
         outlines = draw.trace(mask)
         if mask.sum() < draw.SMALLEST_MASK:

@@ -2,6 +2,7 @@
 
 On disk as the published archive: two folders with equal numbering and two VIA files whose regions are polylines.
 """
+
 import json
 from pathlib import Path
 from typing import Callable
@@ -16,7 +17,8 @@ HEIGHT = 128  # pictures are half as wide again
 
 
 def write(folder: Path, train: int, val: int, height: int, seed: int, bar: Callable) -> None:
-    """Writes ABOVE/, BELOW/ and their label files, as many pictures as give the wanted counts under the 5:1 split rule."""
+    """Writes ABOVE/, BELOW/ and their label files, as many pictures as give the wanted counts under the 5:1 split
+    rule."""
     total = max(-(-train * 6 // 5), val * 6)
     for name, draw_scene in (("ABOVE", _above), ("BELOW", _below)):
         labels = {}
@@ -36,7 +38,8 @@ def write(folder: Path, train: int, val: int, height: int, seed: int, bar: Calla
 
 
 def _region(rng: np.random.Generator, mask: np.ndarray, folder: str) -> dict:
-    """A VIA polyline of whole pixels; as in the original it may stop short of its start, and the individual may be unnamed."""
+    """A VIA polyline of whole pixels; as in the original it may stop short of its start, and the individual may be
+    unnamed."""
     outline = draw.trace(mask)[0]
     points = [[int(round(x)), int(round(y))] for x, y in outline]
     if rng.random() < 0.9:
@@ -76,7 +79,9 @@ def _below(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarra
         alpha = draw.soften(mask, rng.uniform(0.4, 1.6)) * rng.uniform(0.45, 0.8)
         draw.paint(image, alpha, tint + contrast + (18 * shade)[..., None])
     for _ in range(rng.integers(2, 7)):  # murk: shapes of nothing
-        outline = draw.place(draw.blob(rng), rng.uniform((0, 0), (width, height)), rng.uniform(4, 20, 2), rng.uniform(0, 6.3))
+        outline = draw.place(
+            draw.blob(rng), rng.uniform((0, 0), (width, height)), rng.uniform(4, 20, 2), rng.uniform(0, 6.3)
+        )
         murk = draw.soften(draw.rasterise([outline], height, width), 2.5)
         draw.paint(image, 0.3 * murk, tint + rng.uniform(-45, 45))
     image += rng.normal(0, 2.5, image.shape)
@@ -86,7 +91,8 @@ def _below(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarra
 def _body(
     rng: np.random.Generator, centre: tuple[float, float], length: float, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The mask of a bent spindle with beak, fin and fluke, and its countershading: -1 along the back, 1 at the belly."""
+    """The mask of a bent spindle with beak, fin and fluke, and its countershading: -1 along the back, 1 at the
+    belly."""
     along = np.linspace(-1, 1, 25)
     half = 0.19 * np.clip(1 - np.abs(along) ** 1.7, 0, None) ** 0.75 + 0.025 * (along > -0.99)
     bend = rng.normal(0, 0.16) * along**2
@@ -113,7 +119,9 @@ def _rays(rng: np.random.Generator, image: np.ndarray, depth: np.ndarray) -> Non
     height, width = depth.shape
     for _ in range(rng.integers(1, 5)):
         top, lean, broad = rng.uniform(0, width), rng.uniform(-0.4, 0.4) * width, rng.uniform(0.02, 0.08) * width
-        beam = np.array([[top - broad, -1], [top + broad, -1], [top + lean + 2 * broad, height], [top + lean - broad, height]])
+        beam = np.array(
+            [[top - broad, -1], [top + broad, -1], [top + lean + 2 * broad, height], [top + lean - broad, height]]
+        )
         alpha = draw.soften(draw.rasterise([beam], height, width), 3) * (depth + 1) * rng.uniform(0.03, 0.12)
         draw.paint(image, alpha, (225, 245, 235))
 
@@ -157,16 +165,21 @@ def _back_and_fin(
         [np.stack([along, -arch * (1 - along**2)], axis=1), np.stack([along, 0.06 + ripple], axis=1)[::-1]]
     )
     foot, tall = rng.uniform(-0.2, 0.3), rng.uniform(0.3, 0.6)
-    fin = np.array([[foot - 0.25, -arch * 0.8], [foot + 0.2, -arch - tall], [foot + 0.24, -arch - tall * 0.9],
-                    [foot + 0.16, -arch - tall * 0.4], [foot + 0.24, -arch * 0.8]])
+    fin = np.array(
+        [
+            [foot - 0.25, -arch * 0.8],
+            [foot + 0.2, -arch - tall],
+            [foot + 0.24, -arch - tall * 0.9],
+            [foot + 0.16, -arch - tall * 0.4],
+            [foot + 0.24, -arch * 0.8],
+        ]
+    )
     scale = (rng.choice([-1, 1]) * length / 2, length / 2)
     tilt = rng.normal(0, 0.08)
     return draw.rasterise([draw.place(part, centre, scale, tilt) for part in (back, fin)], height, width)
 
 
-def _foam(
-    rng: np.random.Generator, centre: tuple[float, float], length: float, height: int, width: int
-) -> np.ndarray:
+def _foam(rng: np.random.Generator, centre: tuple[float, float], length: float, height: int, width: int) -> np.ndarray:
     """A broken white streak along the waterline."""
     streak = draw.place(draw.blob(rng, 0.6), (centre[0], centre[1] + 0.06 * length), (length * 0.62, length * 0.1))
     return draw.rasterise([streak], height, width) & (draw.noise(rng, height, width, (24, 48)) > 0.3)

@@ -1,8 +1,9 @@
 """Random building blocks of generated pictures: smooth noise, irregular outlines, masks, paint.
 
-Images are float32 (H, W, 3), RGB in 0..255, until they are written; masks are bool (H, W); outlines are float (P, 2), xy in
-pixels, with the top left pixel covering [0, 1) x [0, 1) as in COCO polygons.
+Images are float32 (H, W, 3), RGB in 0..255, until they are written; masks are bool (H, W); outlines are float (P, 2),
+xy in pixels, with the top left pixel covering [0, 1) x [0, 1) as in COCO polygons.
 """
+
 import zlib
 from typing import Sequence
 
@@ -14,7 +15,8 @@ SMALLEST_MASK = 20  # pixels; an object of which less stays visible is left out
 
 
 def generator(seed: int, place: str, index: int) -> np.random.Generator:
-    """The randomness of one picture: a function of the seed, the part of the tree it belongs to, and its number there."""
+    """The randomness of one picture: a function of the seed, the part of the tree it belongs to, and its number
+    there."""
     return np.random.default_rng([seed, zlib.crc32(place.encode()), index])
 
 
@@ -56,7 +58,8 @@ def disc(points: int = 32) -> np.ndarray:
 
 
 def place(outline: np.ndarray, centre: Sequence[float], scale: Sequence[float], angle: float = 0.0) -> np.ndarray:
-    """Stretches an outline around the origin by `scale` (x, y), turns it by `angle` (radians) and moves it to `centre`."""
+    """Stretches an outline around the origin by `scale` (x, y), turns it by `angle` (radians) and moves it to
+    `centre`."""
     stretched = np.asarray(outline, float) * np.asarray(scale, float)
     c, s = np.cos(angle), np.sin(angle)
     return stretched @ np.array([[c, s], [-s, c]]) + np.asarray(centre, float)
@@ -72,7 +75,8 @@ def rasterise(outlines: Sequence[np.ndarray], height: int, width: int) -> np.nda
 def trace(mask: np.ndarray, tolerance: float = 0.3) -> list[np.ndarray]:
     """Outlines of the parts of a mask, largest first; holes are not described. `tolerance` is in pixels.
 
-    The contour is followed on a copy magnified four times, so that it runs along the edges of pixels, not their centres.
+    The contour is followed on a copy magnified four times, so that it runs along the edges of pixels, not their
+    centres.
     """
     zoom = 4
     large = cv2.resize(mask.astype(np.uint8), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)

@@ -1,4 +1,6 @@
-"""The source domain, on which the small base is trained: six crisp, opaque, textured shapes, told apart by form alone."""
+"""The source domain, on which the small base is trained: six crisp, opaque, textured shapes, told apart by form
+alone."""
+
 from pathlib import Path
 from typing import Callable
 
@@ -44,12 +46,15 @@ def scene(rng: np.random.Generator, side: int) -> tuple[np.ndarray, list[tuple[i
 
 
 def _free_place(rng: np.random.Generator, category: int, side: int, others: list[np.ndarray]) -> np.ndarray | None:
-    """A mask inside the picture that leaves at least 60 % of every earlier object to be seen; None if none was found."""
+    """A mask inside the picture that leaves at least 60 % of every earlier object to be seen; None if none was
+    found."""
     areas = [other.sum() for other in others]
     for _ in range(8):
         radius = side * rng.uniform(0.1, 0.25)
         centre = rng.uniform(radius * 0.9, side - radius * 0.9, 2)
-        mask = draw.rasterise([draw.place(_outline(rng, category), centre, (radius, radius), rng.uniform(0, 6.3))], side, side)
+        mask = draw.rasterise(
+            [draw.place(_outline(rng, category), centre, (radius, radius), rng.uniform(0, 6.3))], side, side
+        )
         covered = [(other & mask).sum() / max(area, 1) for other, area in zip(others, areas)]
         if mask.sum() >= draw.SMALLEST_MASK and max(covered, default=0) < 0.4:
             return mask

@@ -1,4 +1,6 @@
-"""Road users of the generated streets as coloured parts, in units of 1.5 m, standing on the origin with y pointing down."""
+"""Road users of the generated streets as coloured parts, in units of 1.5 m, standing on the origin with y pointing
+down."""
+
 import numpy as np
 
 from lowrank_d2.data.mini import primitives as draw
@@ -36,7 +38,9 @@ def _muted(rng: np.random.Generator) -> np.ndarray:
     return np.clip(rng.uniform(35, 115) + rng.normal(0, 18, 3), 15, 150)
 
 
-def _vehicle(rng: np.random.Generator, body: list[np.ndarray], glass: list[np.ndarray], wheels: list[float], radius: float):
+def _vehicle(
+    rng: np.random.Generator, body: list[np.ndarray], glass: list[np.ndarray], wheels: list[float], radius: float
+):
     paint = _muted(rng)
     parts: Parts = [(outline, paint * (1 - 0.15 * (i % 2))) for i, outline in enumerate(body)]
     parts += [(outline, GLASS * rng.uniform(0.7, 1.2)) for outline in glass]
@@ -92,21 +96,18 @@ def _person(rng: np.random.Generator, x: float, y: float, seated: bool) -> Parts
     if seated:
         legs = [np.array([[-0.1, -hip], [0.1, -hip], [0.4, 0.15], [0.28, 0.2]])]
     else:
-        legs = [np.array([[-0.12, -hip], [0.05, -hip], [0.02 - stride, 0], [-0.12 - stride, 0]]),
-                np.array([[-0.05, -hip], [0.12, -hip], [0.12 + stride, 0], [-0.02 + stride, 0]])]
+        legs = [
+            np.array([[-0.12, -hip], [0.05, -hip], [0.02 - stride, 0], [-0.12 - stride, 0]]),
+            np.array([[-0.05, -hip], [0.12, -hip], [0.12 + stride, 0], [-0.02 + stride, 0]]),
+        ]
     torso = np.array([[-0.17, -hip - 0.38], [0.17, -hip - 0.38], [0.14, -hip + 0.04], [-0.14, -hip + 0.04]])
     head = draw.place(draw.disc(12), (0.02, -hip - 0.5), (0.1, 0.13))
     parts = [(leg, trousers) for leg in legs] + [(torso, coat), (head, skin)]
     if seated:
-        parts.append((np.array([[0.05, -hip - 0.32], [0.14, -hip - 0.36], [0.5, -hip - 0.02], [0.44, -hip + 0.05]]), coat))
+        parts.append(
+            (np.array([[0.05, -hip - 0.32], [0.14, -hip - 0.36], [0.5, -hip - 0.02], [0.44, -hip + 0.05]]), coat)
+        )
     return [(outline + [x, y], colour) for outline, colour in parts]
 
 
-_BUILD = {
-    "car": _car,
-    "truck": _truck,
-    "bus": _bus,
-    "train": _train,
-    "bicycle": _bicycle,
-    "motorcycle": _motorcycle,
-}
+_BUILD = {"car": _car, "truck": _truck, "bus": _bus, "train": _train, "bicycle": _bicycle, "motorcycle": _motorcycle}

@@ -1,8 +1,9 @@
 """A small WIXray: translucent overlapping objects, dark on a white ground, whose masks are amodal.
 
-Beer-Lambert: the light that passes is the product of exp(-mu * thickness) over all objects, so that overlaps make edges inside
-objects, and the ground stays white. On disk as COCO with 2017-style names.
+Beer-Lambert: the light that passes is the product of exp(-mu * thickness) over all objects, so that overlaps make
+edges inside objects, and the ground stays white. On disk as COCO with 2017-style names.
 """
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable

@@ -1,4 +1,5 @@
 """Writing pictures and COCO files of a generated tree."""
+
 import json
 from pathlib import Path
 from typing import Mapping, Sequence
@@ -38,7 +39,9 @@ class CocoFile:
         self.images.append({"id": image_id, "file_name": file_name, "height": height, "width": width, **extra})
         return image_id
 
-    def add_polygons(self, image_id: int, category: int, outlines: Sequence[np.ndarray], height: int, width: int) -> None:
+    def add_polygons(
+        self, image_id: int, category: int, outlines: Sequence[np.ndarray], height: int, width: int
+    ) -> None:
         """Adds an object by its outlines; `category` counts from 0."""
         mask = rasterise(outlines, height, width)
         polygons = [[round(float(v), 2) for v in outline.reshape(-1)] for outline in outlines]

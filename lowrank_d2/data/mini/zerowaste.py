@@ -1,7 +1,9 @@
-"""A small ZeroWaste-f: four materials on a conveyor belt full of unlabelled paper. Class lies in colour and texture, not in form.
+"""A small ZeroWaste-f: four materials on a conveyor belt full of unlabelled paper. Class lies in colour and texture,
+not in form.
 
 On disk as the final release: {train,val,test}/{data/*.PNG, sem_seg/*.PNG, labels.json}, ids counting from 0.
 """
+
 from pathlib import Path
 from typing import Callable
 
@@ -58,7 +60,9 @@ def _mask(rng: np.random.Generator, name: str, height: int, width: int) -> np.nd
     """An outline of the shape that the material allows: torn or folded sheets for all, ragged for soft plastic."""
     roughness = {"soft_plastic": 0.75, "cardboard": 0.2, "rigid_plastic": 0.25, "metal": 0.35}[name]
     size = height * np.clip(rng.lognormal(-1.9, 0.35), 0.08, 0.32)
-    outline = draw.box(rng.uniform(0, 0.5)) if name == "cardboard" and rng.random() < 0.6 else draw.blob(rng, roughness, 7)
+    outline = (
+        draw.box(rng.uniform(0, 0.5)) if name == "cardboard" and rng.random() < 0.6 else draw.blob(rng, roughness, 7)
+    )
     outline = outline * (1 + rng.normal(0, 0.06, outline.shape))
     centre = (rng.uniform(0.05, 0.95) * width, rng.uniform(0.08, 0.92) * height)
     scale = (size * rng.uniform(1, 1.7), size * rng.uniform(0.7, 1.0))
@@ -132,9 +136,4 @@ def _shadow(image: np.ndarray, mask: np.ndarray) -> None:
     draw.paint(image, 0.4 * draw.soften(moved, 1.2), (10, 10, 12))
 
 
-_SURFACE = {
-    "rigid_plastic": _rigid_plastic,
-    "cardboard": _cardboard,
-    "metal": _metal,
-    "soft_plastic": _soft_plastic,
-}
+_SURFACE = {"rigid_plastic": _rigid_plastic, "cardboard": _cardboard, "metal": _metal, "soft_plastic": _soft_plastic}
