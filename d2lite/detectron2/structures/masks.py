@@ -256,7 +256,8 @@ class ROIMasks:
     """
 
     def __init__(self, tensor: torch.Tensor):
-        assert tensor.dim() == 3, f"ROI masks are an (N, M, M) tensor, not {tuple(tensor.shape)}."
+        if tensor.dim() != 3:
+            raise ValueError(f"ROI masks are an (N, M, M) tensor, not {tuple(tensor.shape)}.")
         self.tensor = tensor
 
     def to(self, device: torch.device) -> "ROIMasks":
@@ -272,7 +273,8 @@ class ROIMasks:
 
     def __getitem__(self, item) -> "ROIMasks":
         selected = self.tensor[item]
-        assert selected.dim() == 3, f"Indexing ROIMasks with {item} does not select whole masks."
+        if selected.dim() != 3:
+            raise ValueError(f"Indexing ROIMasks with {item} does not select whole masks.")
         return ROIMasks(selected)
 
     def __repr__(self) -> str:

@@ -1,3 +1,4 @@
+import detectron2
 import pytest
 import torch
 from detectron2.layers import ROIAlign
@@ -25,24 +26,31 @@ def test_adaptive_sampling_averages_all_pixels():
     out = ROIAlign(2, 1.0, 0)(image, torch.tensor([[0.0, 0, 0, 8, 8]]))
     assert torch.allclose(out, torch.nn.functional.avg_pool2d(image, 4), atol=1e-6)
 
+# Where torchvision's compiled operators do not load, its Python version stands in; it samples outside of the image.
+compiled_or_lite = pytest.mark.skipif(
+    getattr(detectron2, "__runtime__", "full") != "lite"
+    and not torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::_roi_align_backward", "CPU"),
+    reason="torchvision's compiled operators do not load",
+)
 
+
+@compiled_or_lite
 def test_outside_and_degenerate_regions_are_zero():
     rois = torch.tensor([[0.0, 10, 10, 14, 14], [0, 3, 4, 5, 4], [0, 4, 4, 1, 1]])
     assert ROIAlign(3, 1.0, 0)(RAMP + 1, rois).abs().sum() == 0
 
 
+@compiled_or_lite
 def test_a_border_pixel_counts_half_a_pixel_beyond():
     ones = torch.ones(1, 1, 4, 4)
     out = ROIAlign(1, 1.0, 1)(ones, torch.tensor([[0.0, -1, 0, 0, 1], [0, -3, 0, -1, 1]]))
     assert out.flatten().tolist() == [1.0, 0.0]  # sampled at -0.5 - 0.5 = -1, and at -2.5
 
 
+@compiled_or_lite
 def test_gradient_reaches_the_sampled_pixels():
     image = RAMP.clone().requires_grad_()
-    try:
-        ROIAlign(1, 1.0, 1)(image, torch.tensor([[0.0, 1, 1, 3, 3]])).sum().backward()
-    except NotImplementedError:
-        pytest.skip("this torchvision has no backward of roi_align")
+    ROIAlign(1, 1.0, 1)(image, torch.tensor([[0.0, 1, 1, 3, 3]])).sum().backward()
     expected = torch.zeros(5, 5)
     expected[1:3, 1:3] = 0.25
     assert torch.allclose(image.grad[0, 0], expected)

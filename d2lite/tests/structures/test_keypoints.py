@@ -12,7 +12,7 @@ def test_targets_are_cells_of_a_heatmap():
 
 def test_containers():
     keypoints = Keypoints(torch.rand(3, 17, 3))
-    assert len(keypoints[1]) == 1 and len(keypoints[torch.tensor([True, False, True])]) == 2
+    assert len(keypoints[1:]) == 2 and len(keypoints[torch.tensor([True, False, True])]) == 2
     assert len(Keypoints.cat([keypoints, keypoints[:1]])) == 4
     with pytest.raises(AssertionError):
         Keypoints(torch.rand(17, 3))

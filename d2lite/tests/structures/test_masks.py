@@ -101,5 +101,7 @@ def test_roi_masks():
     pasted = masks.to_bitmasks(Boxes([[1, 1, 3, 3], [0, 0, 4, 2]]), 5, 6)
     assert pasted.tensor.shape == (2, 5, 6) and pasted.tensor.sum(dim=(1, 2)).tolist() == [4, 8]
     assert len(masks[:1]) == 1
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError):
+        masks[0]
+    with pytest.raises(ValueError):
         ROIMasks(torch.ones(4, 4))
