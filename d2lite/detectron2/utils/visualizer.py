@@ -80,19 +80,26 @@ class VisImage:
         self.fig = mplfigure.Figure(frameon=False)
         self.dpi = self.fig.get_dpi()
         pixels = np.array([int(self.width * self.scale), int(self.height * self.scale)])
-        # matplotlib truncates to whole pixels; a little more keeps rounding from losing one. The axes do without,
-        # or else the image would be resampled, by that little.
+        # matplotlib truncates to whole pixels; a little more keeps rounding from losing one.
         size = pixels + 1e-2
         self.fig.set_size_inches(*size / self.dpi)
         self.canvas = FigureCanvasAgg(self.fig)
-        self.ax = self.fig.add_axes([0.0, 0.0, *pixels / size])
+        self.ax = self.fig.add_axes([0.0, 0.0, 1.0, 1.0], xlim=(0, self.width), ylim=(self.height, 0))
         self.ax.axis("off")
+        # Images leave that little free, or else they would be resampled by it.
+        right, top = pixels[0] / size[0], 1 - pixels[1] / size[1]
+        self._extent = (0, self.width * right, self.height, self.height * top)
         self.reset_image(img)
 
     def reset_image(self, img: np.ndarray) -> None:
         """Paint an image over everything drawn before."""
         self.img = img.astype(np.uint8)
-        self.ax.imshow(self.img, extent=(0, self.width, self.height, 0), interpolation="nearest")
+        self._lay(self.img)
+
+    def _lay(self, pixels: np.ndarray) -> None:
+        """Lay (H, W, 3 or 4) pixels over what is there."""
+        self.ax.imshow(pixels, extent=self._extent, interpolation="nearest", aspect="auto")
+        self.ax.set(xlim=(0, self.width), ylim=(self.height, 0))  # imshow has changed them
 
     def save(self, filepath: str) -> None:
         """Write a file; its extension decides about the format."""
@@ -430,8 +437,7 @@ class Visualizer:
         rgba = np.zeros((*opacity.shape, 4), dtype=np.float32)
         rgba[:, :, :3] = mplc.to_rgb(color)
         rgba[:, :, 3] = opacity
-        extent = (0, self.output.width, self.output.height, 0)
-        self.output.ax.imshow(rgba, extent=extent, interpolation="nearest")
+        self.output._lay(rgba)
 
     def draw_binary_mask(
         self, binary_mask, color=None, *, edge_color=None, text=None, alpha=0.5, area_threshold=10

@@ -232,7 +232,8 @@ class TestDatasetDict:
     def test_label_files(self, image, metadata, tmp_path):
         labels = square(0, 0, 40, H) + 1
         Image.fromarray(labels % 2).save(tmp_path / "sem.png")
-        out = Visualizer(image, metadata).draw_dataset_dict({"sem_seg_file_name": str(tmp_path / "sem.png")}).get_image()
+        record = {"sem_seg_file_name": str(tmp_path / "sem.png")}
+        out = Visualizer(image, metadata).draw_dataset_dict(record).get_image()
         assert np.allclose(out[10, 10], [50, 178, 50], atol=2) and np.allclose(out[10, 60], [50, 50, 178], atol=2)
 
     @pytest.mark.skipif(not is_lite, reason="a full Detectron2 needs panopticapi for this")
@@ -263,7 +264,10 @@ class TestSegmentations:
     def test_panoptic(self, image, metadata, mode):
         segments = torch.from_numpy(square(0, 0, 40, H).astype(np.int64))
         segments[20:40, 50:70] = 7
-        infos = [{"id": 1, "category_id": 0, "isthing": False}, {"id": 7, "category_id": 1, "isthing": True, "score": 0.8}]
+        infos = [
+            {"id": 1, "category_id": 0, "isthing": False},
+            {"id": 7, "category_id": 1, "isthing": True, "score": 0.8},
+        ]
         out = Visualizer(image, metadata, instance_mode=mode).draw_panoptic_seg(segments, infos, alpha=0.5).get_image()
         assert np.allclose(out[50, 5], [50, 178, 50], atol=2)
         assert out[38, 68, 2] > 120 and (out[5, 75] == 100).all()
@@ -289,8 +293,10 @@ class TestSegmentations:
 class TestVideo:
     def frame(self, shift, ids=None):
         masks = np.stack([square(5 + shift, 5, 30 + shift, 30), square(45 + shift, 30, 70 + shift, 55)])
-        instances = Instances((H, W), pred_classes=torch.tensor([0, 1]), pred_masks=torch.from_numpy(masks.astype(bool)))
-        instances.pred_boxes = Boxes(torch.tensor([[5.0, 5, 30, 30], [45, 30, 70, 55]]) + torch.tensor([shift, 0, shift, 0]))
+        instances = Instances((H, W), pred_classes=torch.tensor([0, 1]))
+        instances.pred_masks = torch.from_numpy(masks.astype(bool))
+        boxes = torch.tensor([[5.0, 5, 30, 30], [45, 30, 70, 55]])
+        instances.pred_boxes = Boxes(boxes + torch.tensor([shift, 0, shift, 0]))
         if ids is not None:
             instances.ID = ids
         return instances

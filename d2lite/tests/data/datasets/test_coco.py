@@ -68,7 +68,13 @@ class TestLoad:
         assert (first["file_name"], first["image_id"], first["height"], first["width"]) == ("root/3.jpg", 3, 10, 12)
         # Annotation 2 has no valid polygon and is gone; 3 has no mask and stays.
         assert first["annotations"] == [
-            {"iscrowd": 0, "bbox": [2, 3, 6, 4], "category_id": 1, "segmentation": [SQUARE], "bbox_mode": BoxMode.XYWH_ABS}
+            {
+                "iscrowd": 0,
+                "bbox": [2, 3, 6, 4],
+                "category_id": 1,
+                "segmentation": [SQUARE],
+                "bbox_mode": BoxMode.XYWH_ABS,
+            }
         ]
         assert second["annotations"] == [
             {"iscrowd": 0, "bbox": [2, 3, 6, 4], "category_id": 0, "score": 0.5, "bbox_mode": BoxMode.XYWH_ABS}

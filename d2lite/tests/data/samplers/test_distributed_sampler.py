@@ -36,7 +36,7 @@ class TestTrainingSampler:
     def test_processes_share_the_sequence(self):
         alone = take(TrainingSampler(7, seed=3), 14)
         for rank in range(2):
-            with mock.patch.object(comm, "get_rank", lambda: rank), mock.patch.object(comm, "get_world_size", lambda: 2):
+            with mock.patch.multiple(comm, get_rank=lambda: rank, get_world_size=lambda: 2):
                 assert take(TrainingSampler(7, seed=3), 7) == alone[rank::2]
 
     @pytest.mark.parametrize("size, error", [(0, ValueError), (-1, ValueError), (2.0, TypeError)])

@@ -80,4 +80,5 @@ class TestRepr:
         assert str(T.RandomFlip(vertical=True, horizontal=False)) == "RandomFlip(horizontal=False, vertical=True)"
 
     def test_of_a_list(self):
-        assert str(T.AugmentationList([T.RandomFlip(), T.Resize(3)])) == "AugmentationList[RandomFlip(), Resize(shape=(3, 3))]"
+        augmentations = T.AugmentationList([T.RandomFlip(), T.Resize(3)])
+        assert str(augmentations) == "AugmentationList[RandomFlip(), Resize(shape=(3, 3))]"
