@@ -26,7 +26,7 @@ def random_boxes(num_boxes, max_coord=100, device="cpu"):
     return torch.cat([corner, corner + size], dim=1)
 
 
-def assert_instances_allclose(input, other, *, rtol=1e-5, msg="", size_as_tensor=False):
+def assert_instances_allclose(input: Instances, other: Instances, *, rtol=1e-5, msg="", size_as_tensor=False):
     """AssertionError unless two Instances have the same size and fields, and fields that are close.
 
     Args:

@@ -152,7 +152,7 @@ class TestFormats:
         with pytest.raises(AssertionError, match="model_state"):
             DetectionCheckpointer(model).load(saved(tmp_path / "b.pyth", {"epoch": 3}))
 
-    def test_other_shapes_are_skipped(self, model, tmp_path, caplog):
+    def test_other_shapes_are_skipped(self, model, tmp_path):
         path = saved(tmp_path / "a.pth", {"model": {"head.weight": torch.ones(5, 3), "head.bias": torch.ones(2)}})
         before = model.head.weight.clone()
         DetectionCheckpointer(model).load(path)
