@@ -1,7 +1,7 @@
 """Where the golden cases are, and how a model is built from one.
 
-The cases lie below $LOWRANK_D2_GOLDEN (default: ../shared/golden beside the repository); the generator of their weights,
-inputs and draws is always that of ../shared/golden.
+The cases lie below $LOWRANK_D2_GOLDEN (default: ../shared/golden beside the repository); the generator of their
+weights, inputs and draws is always that of ../shared/golden.
 """
 import importlib.util
 import json

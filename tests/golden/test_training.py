@@ -69,5 +69,6 @@ def test_a_training_step_equals_the_originals(train_case, golden, golden_model, 
 
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     gradients = {name: value.numpy() for name, value in weights.to_upstream(gradients).items()}
-    assert {golden.canonical(name) for name in gradients} - {"criterion.empty_weight"} == set(train_case.meta["gradients"])
+    gradients.pop("criterion.empty_weight", None)
+    assert {golden.canonical(name) for name in gradients} == set(train_case.meta["gradients"])
     assert train_case.check_gradients(gradients) == []

@@ -200,10 +200,8 @@ def test_panoptic_box_losses_skip_stuff_but_keep_the_normaliser():
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 133
     criterion = SetCriterion.from_config(cfg)
     wide = replace(predictions.dn_last, logits=torch.randn(3, LAYOUT.pad, 133))
-    predictions = replace(
-        predictions, last=replace(predictions.last, logits=torch.randn(3, QUERIES, 133)), aux=(), dn_aux=(), dn_last=wide,
-        interm=None,
-    )  # fmt: skip
+    last = replace(predictions.last, logits=torch.randn(3, QUERIES, 133))
+    predictions = Predictions(predictions.mask_features, last, dn_last=wide)
     losses = criterion(predictions, targets, LAYOUT, Draws())
     expected = 0.0
     for image, truth in enumerate(targets):

@@ -1,38 +1,41 @@
-import time
-
 import numpy as np
 import pytest
 
-from lowrank_d2.engine.benchmark.measure import STATUS, best_seconds, in_fresh_process, peak_mb, reset_peak
+from lowrank_d2.engine.benchmark import measure
 
 
-def test_preparation_and_the_first_round_do_not_count():
-    waits = iter([0.2, 0.03, 0.01, 0.02])
+def test_the_calls_take_turns_and_the_first_round_does_not_count(monkeypatch):
+    order, times = [], {"a": iter([0.1, 5.0, 3.0, 4.0]), "b": iter([9.0, 8.0, 7.0, 6.0])}
+    monkeypatch.setattr(measure, "seconds", lambda call: call())
 
-    def prepare():
-        time.sleep(0.05)
-        wait = next(waits)
-        return lambda: time.sleep(wait)
+    def preparing(name):
+        def prepare():
+            order.append(name)
+            return lambda: next(times[name])
 
-    assert 0.01 <= best_seconds({"call": prepare}, rounds=3)["call"] < 0.02
+        return prepare
+
+    assert measure.best_seconds({"a": preparing("a"), "b": preparing("b")}, rounds=3) == {"a": 3.0, "b": 6.0}
+    assert order == ["a", "b"] * 4
 
 
+@pytest.mark.slow
 def test_a_fresh_process_has_its_own_peak():
-    block = np.ones(50_000_000 // 8)
-    here = peak_mb()
-    assert here >= block.nbytes / 1e6
-    assert in_fresh_process(_peak_of, 80) >= in_fresh_process(_peak_of, 0) + 70
+    block = np.ones(400_000_000 // 8)
+    assert measure.peak_mb() >= block.nbytes / 1e6
+    small, large = (measure.in_fresh_process(_peak_of, megabytes) for megabytes in (0, 80))
+    assert large >= small + 70
 
 
 def _peak_of(megabytes: int) -> float:
     block = np.ones(megabytes * 1_000_000 // 8)
-    return peak_mb() + 0 * block.sum()
+    return measure.peak_mb() + 0 * block.sum()
 
 
-@pytest.mark.skipif(not STATUS.is_file(), reason="the peak can be started anew on Linux alone")
+@pytest.mark.skipif(not measure.STATUS.is_file(), reason="the peak can be started anew on Linux alone")
 def test_the_peak_can_be_started_anew():
     np.ones(100_000_000 // 8).sum()
-    now = reset_peak()
-    assert peak_mb() < now + 20
+    now = measure.reset_peak()
+    assert measure.peak_mb() < now + 20
     np.ones(60_000_000 // 8).sum()
-    assert peak_mb() > now + 50
+    assert measure.peak_mb() > now + 50

@@ -1,0 +1,49 @@
+#!/usr/bin/env python
+"""Speed and memory, as ratios that travel between machines: `benchmark.py mask_dino`, `benchmark.py ms_deform_attn`."""
+import argparse
+import sys
+from pathlib import Path
+
+from lowrank_d2.engine.benchmark import mask_dino, ms_deform_attn
+from lowrank_d2.engine.defaults import run_tool, tool_parser
+
+R50 = Path(__file__).resolve().parents[1] / "configs" / "mask_dino" / "maskdino_R50.yaml"
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+def parser() -> argparse.ArgumentParser:
+    result = tool_parser(__doc__)
+    commands = result.add_subparsers(dest="command", required=True)
+
+    command = commands.add_parser("mask_dino", help="inference and training steps in multiples of the backbone's time")
+    command.add_argument("--config-file", action="append", metavar="F", help=f"the model (default: {R50.name})")
+    command.set_defaults(measure=lambda args: mask_dino.run(args.config_file or [str(R50)]))
+
+    command = commands.add_parser("ms_deform_attn", help="the operator against its published PyTorch form")
+    command.add_argument("--device", default="cpu", help="cpu, cuda or cuda:0 (default: %(default)s)")
+    command.add_argument("--dtype", default="float32", choices=DTYPES, help="default: %(default)s")
+    command.set_defaults(measure=lambda args: ms_deform_attn.run(args.device, args.dtype))
+
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+    return result
+
+
+def main(args: argparse.Namespace) -> dict:
+    result = args.measure(args)
+    if not args.json:
+        print_table(result)
+    return result
+
+
+def print_table(result: dict, indent: str = "") -> None:
+    for name, value in result.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}")
+            print_table(value, indent + "  ")
+        else:
+            print(f"{indent}{name:<{24 - len(indent)}}{value}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main, parser()))
