@@ -120,7 +120,7 @@ class LazyConfig:
     def apply_overrides(cfg, overrides: list[str]):
         """Set values from ``["a.b=1", ...]`` in place and return ``cfg``; the grammar is hydra's if it is installed.
 
-        A value that is neither a Python literal nor a yaml list is a string. ``+a.b=1`` and ``++a.b=1`` are as ``a.b=1``.
+        A value that is neither a Python literal nor a yaml list is a string; a leading ``+`` or ``++`` means nothing.
 
         Raises:
             KeyError: the key goes through a value that has no keys.

@@ -33,7 +33,7 @@ def ciou_loss(
 def _iou_and_distance(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float):
     """IoU, and the centres' squared distance as a fraction of the hull's squared diagonal."""
     for boxes in (boxes1, boxes2):
-        assert (boxes[..., 2:] >= boxes[..., :2]).all(), "A box has its right before its left or its bottom above its top."
+        assert (boxes[..., 2:] >= boxes[..., :2]).all(), "A box ends left of or above its beginning."
     low1, high1, low2, high2 = boxes1[..., :2], boxes1[..., 2:], boxes2[..., :2], boxes2[..., 2:]
     common = (torch.minimum(high1, high2) - torch.maximum(low1, low2)).clamp(min=0).prod(dim=-1)
     union = (high1 - low1).prod(dim=-1) + (high2 - low2).prod(dim=-1) - common

@@ -102,7 +102,7 @@ class ROIAlign(nn.Module):
             input: (N, C, H, W).
             rois: (R, 5) index into the batch, x0 y0 x1 y1.
         """
-        assert rois.dim() == 2 and rois.shape[1] == 5, f"rois are (R, 5) with the image's index first, not {rois.shape}."
+        assert rois.dim() == 2 and rois.shape[1] == 5, f"rois are (R, 5), the image's index first, not {rois.shape}."
         return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
 
     def __repr__(self):

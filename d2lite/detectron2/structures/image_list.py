@@ -68,6 +68,7 @@ class ImageList:
         height, width = (-(-side // multiple) * multiple for side in (height, width))
 
         padded = [
-            F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]), value=pad_value) for image in tensors
+            F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]), value=pad_value)
+            for image in tensors
         ]
         return ImageList(torch.stack(padded), image_sizes)

@@ -281,7 +281,7 @@ class ROIMasks:
         return f"{type(self).__name__}(num_instances={len(self)})"
 
     def to_bitmasks(self, boxes: Boxes | torch.Tensor, height, width, threshold=0.5) -> BitMasks:
-        """Paste the masks over their boxes into an image of this size; see :func:`detectron2.layers.paste_masks_in_image`."""
+        """Paste the masks over their boxes into an image; see :func:`detectron2.layers.paste_masks_in_image`."""
         from detectron2.layers.mask_ops import paste_masks_in_image
 
         paste = retry_if_cuda_oom(paste_masks_in_image)

@@ -34,7 +34,8 @@ class TestFrozen:
     def test_conversion_both_ways(self):
         model = nn.Sequential(trained_norm(), nn.Sequential(nn.SyncBatchNorm(4), nn.GroupNorm(2, 4)))
         frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(model)
-        assert frozen is model and isinstance(model[0], FrozenBatchNorm2d) and isinstance(model[1][0], FrozenBatchNorm2d)
+        assert frozen is model
+        assert isinstance(model[0], FrozenBatchNorm2d) and isinstance(model[1][0], FrozenBatchNorm2d)
         assert isinstance(model[1][1], nn.GroupNorm) and "0.num_batches_tracked" in model.state_dict()
         weight = model[0].weight.clone()
         thawed = FrozenBatchNorm2d.convert_frozenbatchnorm2d_to_batchnorm2d(model)

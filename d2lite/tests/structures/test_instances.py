@@ -5,7 +5,8 @@ from detectron2.structures import Boxes, Instances
 
 @pytest.fixture
 def instances():
-    return Instances((10, 20), scores=torch.tensor([0.1, 0.2, 0.3]), boxes=Boxes(torch.rand(3, 4)), names=["a", "b", "c"])
+    scores, boxes = torch.tensor([0.1, 0.2, 0.3]), Boxes(torch.rand(3, 4))
+    return Instances((10, 20), scores=scores, boxes=boxes, names=["a", "b", "c"])
 
 
 def test_fields(instances):
