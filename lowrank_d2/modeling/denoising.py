@@ -109,7 +109,7 @@ def make_queries(
 def _places(layout: DenoisingLayout, device: torch.device) -> tuple[Tensor, Tensor]:
     """Image and slot of every noised instance, in the order of the draws: group by group, images in order within."""
     counts = torch.tensor(layout.counts, device=device)
-    image = torch.arange(len(counts), device=device).repeat_interleave(counts)
+    image = torch.arange(len(counts), device=device).repeat_interleave(counts, output_size=sum(layout.counts))
     index = torch.arange(len(image), device=device) - (counts.cumsum(0) - counts)[image]
     starts = torch.arange(0, layout.pad, layout.slots, device=device)
     return image.repeat(layout.groups), (starts[:, None] + index).flatten()
