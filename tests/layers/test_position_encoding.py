@@ -19,7 +19,7 @@ def test_cells_are_counted_from_one_y_before_x(dim):
     for row, column in ((0, 0), (2, 4), (1, 3)):
         y = (row + 1) / (3 + 1e-6) * 2 * math.pi
         x = (column + 1) / (5 + 1e-6) * 2 * math.pi
-        expected = [feature(y, i, dim // 2) for i in range(dim // 2)] + [feature(x, i, dim // 2) for i in range(dim // 2)]
+        expected = [feature(position, i, dim // 2) for position in (y, x) for i in range(dim // 2)]
         torch.testing.assert_close(encoded[row, column], torch.tensor(expected), atol=2e-6, rtol=0)
 
 

@@ -28,7 +28,7 @@ def test_proposals_grow_from_level_to_level_and_keep_off_the_border():
     torch.testing.assert_close(boxes[:2], torch.tensor([[0.25, 0.5, 0.05, 0.05], [0.75, 0.5, 0.05, 0.05]]))
     torch.testing.assert_close(boxes[2:, 2:], torch.full((16, 2), 0.1))
     narrow = make_proposals(((1, 200),), like=torch.zeros(()))[0]
-    assert narrow[0].isinf().all() and narrow[1].isinf().all() and narrow[2].isfinite().all()  # x = 0.0025, 0.0075, 0.0125
+    assert narrow[0].isinf().all() and narrow[1].isinf().all() and narrow[2].isfinite().all()
 
 
 @pytest.mark.parametrize("inclusive, expected, empty", [

@@ -28,8 +28,9 @@ def test_every_name_goes_to_the_original_and_back(tiny_model):
 
 def test_the_box_head_has_its_aliases(tiny_model):
     upstream = to_upstream(filled(tiny_model()))
-    copies = [name for name in upstream if name.endswith("bbox_embed.0.layers.1.bias") or "_bbox_embed.layers.1.b" in name]
-    assert len(copies) == 3
+    first = "sem_seg_head.predictor.{}.layers.1.bias"
+    copies = [upstream[first.format(name)] for name in ("_bbox_embed", "bbox_embed.0", "decoder.bbox_embed.1")]
+    assert torch.equal(copies[0], copies[1]) and torch.equal(copies[0], copies[2])
     assert sum("bbox_embed" in name for name in upstream) == 6 * (1 + 2 * 2)  # one head, two layers, two lists
     assert upstream["criterion.empty_weight"].tolist() == pytest.approx([1.0] * 5 + [0.1])
 

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+
+from lowrank_d2.config import add_lowrank_config
+from lowrank_d2.errors import ConfigError
+from lowrank_d2.modeling.maskdino.fork import ADAPTER_MODULES, translate_fork
+
+GOLDEN = Path(__file__).resolve().parents[4] / "shared" / "golden" / "maskdino_adapter_code"
+EMBEDDINGS = ["mask_embed", "class_embed", "bbox_embed"]
+
+
+def test_adapters_keep_their_numbers_and_their_real_start(tiny_config):
+    cfg = tiny_config({"USE_ADAPTERS": True, "ADAPTER_NUM": 3, "ADAPTER_REDUCTION": 8})
+    peft = translate_fork(cfg).MODEL.PEFT
+    assert peft.METHODS == ["adapter"]
+    assert (peft.ADAPTER.REPEATS, peft.ADAPTER.REDUCTION) == (3, 8)
+    assert (peft.ADAPTER.RESIDUAL, peft.ADAPTER.INIT) == ("kappa+lambda", "xavier")
+    assert (peft.TRAIN, peft.TRAIN_LABEL_EMBEDDING) == ("none", False)
+
+
+@pytest.mark.parametrize(
+    "names, train, label_embedding",
+    [
+        (EMBEDDINGS, "embeddings", False),
+        (EMBEDDINGS + ["label_enc"], "embeddings", True),
+        (EMBEDDINGS + sorted(ADAPTER_MODULES), "embeddings", False),
+        (["predictor"], "decoder", True),
+        (["sem_seg_head"], "full_head", True),
+        (["sem_seg_head", "backbone"], "all", True),
+    ],
+)
+def test_what_trains(tiny_config, names, train, label_embedding):
+    peft = translate_fork(tiny_config({"SOLVER.IGNORE_FIX": names})).MODEL.PEFT
+    assert (peft.METHODS, peft.TRAIN, peft.TRAIN_LABEL_EMBEDDING) == ([], train, label_embedding)
+
+
+def test_a_set_without_a_word_names_the_nearest(tiny_config):
+    with pytest.raises(ConfigError, match=r"\['mask_embed', 'class_embed'\].*'embeddings'"):
+        translate_fork(tiny_config({"SOLVER.IGNORE_FIX": ["mask_embed", "class_embed"]}))
+
+
+def test_lora_is_refused(tiny_config):
+    with pytest.raises(ConfigError, match="share a pair of matrices"):
+        translate_fork(tiny_config({"USE_LORA": True}))
+
+
+def test_without_the_forks_keys_nothing_changes(tiny_config):
+    cfg = tiny_config()
+    assert translate_fork(cfg) is cfg
+
+
+@pytest.mark.golden
+def test_dumps_of_the_forks_runs_load():
+    if not GOLDEN.is_dir():
+        pytest.skip(f"no golden data at {GOLDEN}")
+    cfg = get_cfg()
+    add_lowrank_config(cfg)
+    cfg.merge_from_file(str(GOLDEN / "config_adapters_run.yaml"))
+    peft = translate_fork(cfg).MODEL.PEFT
+    assert (peft.METHODS, peft.ADAPTER.REPEATS, peft.TRAIN) == (["adapter"], 2, "embeddings")
+    cfg = get_cfg()
+    add_lowrank_config(cfg)
+    cfg.merge_from_file(str(GOLDEN / "config_lora_run.yaml"))
+    with pytest.raises(ConfigError):
+        translate_fork(cfg)
