@@ -255,16 +255,18 @@ class LowRankTrainer(DefaultTrainer):
         values = dict(zip(losses, stacked.tolist()))
         wrong = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
         if wrong:
-            files = ", ".join(str(sample.get("file_name", "?")) for sample in self._batch)
-            raise TrainingError(
-                f"Iteration {self.iter}: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''} at learning rate "
-                f"{self._rate():g}, on the images {files}. Lower SOLVER.BASE_LR, clip gradients "
-                "(SOLVER.CLIP_GRADIENTS.ENABLED True), or look at these images."
-            )
+            raise self._not_finite(f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}")
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(stacked)
             values = dict(zip(losses, (stacked / comm.get_world_size()).tolist()))
         return values
+
+    def _not_finite(self, what: str) -> TrainingError:
+        files = ", ".join(str(sample.get("file_name", "?")) for sample in self._batch)
+        return TrainingError(
+            f"Iteration {self.iter}: {what} at learning rate {self._rate():g}, on the images {files}. Lower "
+            "SOLVER.BASE_LR, clip gradients (SOLVER.CLIP_GRADIENTS.ENABLED True), or look at these images."
+        )
 
     def _save_after_failure(self) -> None:
         """Saves the state before the step that failed; several processes cannot, as the others are elsewhere."""
@@ -283,6 +285,9 @@ class LowRankTrainer(DefaultTrainer):
                 f"Iteration {self.iter}: the device ran out of memory. Lower SOLVER.IMS_PER_BATCH (and raise "
                 "SOLVER.ACCUMULATE by as much) or INPUT.IMAGE_SIZE, then run again with --resume."
             )
+        # Matching stops at predictions that are not finite, before there is a loss to look at.
+        if isinstance(error, (FloatingPointError, ValueError)) and "nan" in str(error).lower():
+            return self._not_finite(text)
         # A dying worker shows as torch's RuntimeError, anywhere, or as a broken pipe of its queue.
         lost = _lost_worker(self._batches) if isinstance(error, (RuntimeError, OSError, EOFError)) else ""
         if not lost and "DataLoader worker" not in text and "DataLoader timed out" not in text:
