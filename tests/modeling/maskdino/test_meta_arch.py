@@ -2,10 +2,14 @@ import copy
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, PolygonMasks
 
 import lowrank_d2
 from lowrank_d2.layers.draws import RecordingDraws, ReplayDraws
+from lowrank_d2.modeling.maskdino.weights import to_upstream
+from lowrank_d2.peft import save_delta
 
 
 def test_losses_in_training_and_results_in_evaluation(tiny_model, images):
@@ -161,3 +165,39 @@ def test_the_package_registers_its_prefix_and_needs_no_second_import():
     assert "MaskDINO" in META_ARCH_REGISTRY and "ndd20_train" in DatasetCatalog.list()
     path = PathManager.get_local_path("lowrank_d2://config.yaml")
     assert path.endswith("lowrank_d2/assets/config.yaml") and path.startswith(lowrank_d2.__path__[0])
+
+
+def test_mixed_precision_trains_with_float32_boxes(tiny_model, images):
+    model = tiny_model().train()
+    predictions = []
+    model.decoder.register_forward_hook(lambda module, inputs, out: predictions.append(out))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(images)
+    assert predictions[0].last.boxes.dtype == torch.float32 and predictions[0].last.logits.dtype == torch.bfloat16
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_delta_brings_its_methods_and_classes(tiny_model, tiny_config, images, tmp_path):
+    base = {name: x.clone() for name, x in tiny_model({"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 7}).state_dict().items()}
+    torch.save({"model": to_upstream(base)}, tmp_path / "base.pth")
+    tuned = tiny_model({"MODEL.PEFT.METHODS": ["lora"], "MODEL.PEFT.LORA.RANK": 2, "MODEL.PEFT.TRAIN": "embeddings"})
+    DetectionCheckpointer(tuned).load(str(tmp_path / "base.pth"))
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    save_delta(tuned, tmp_path / "delta.safetensors", class_names=list("abcde"))
+
+    cfg = tiny_config({
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 80,
+        "MODEL.WEIGHTS": str(tmp_path / "base.pth"),
+        "MODEL.PEFT.DELTA": str(tmp_path / "delta.safetensors"),
+    })
+    again = build_model(cfg)
+    DetectionCheckpointer(again).load(cfg.MODEL.WEIGHTS)
+    with torch.no_grad():
+        one, other = (model.eval()(images)[0]["instances"] for model in (tuned, again))
+    assert again.decoder.num_classes == 5
+    torch.testing.assert_close(one.scores, other.scores)
+    assert torch.equal(one.pred_masks, other.pred_masks)
