@@ -12,7 +12,6 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from lowrank_d2.layers.boxes import cxcywh_to_xyxy
-
 from lowrank_d2.modeling.predictions import Prediction
 
 PIXELS_AT_ONCE = 2**21  # of mask logits in memory: 8 MiB in float32, which the processor still caches
