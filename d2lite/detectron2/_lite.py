@@ -2,6 +2,7 @@
 
 Scripts import many names at their top without using them, so a missing name would break what works otherwise.
 """
+from collections.abc import Sequence
 
 REAL_DETECTRON2 = "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2.git"
 
@@ -53,3 +54,16 @@ def refused_class(name: str, module: str, *bases: type):
         "__doc__": f"Not in the lite runtime; constructing it raises {NotInLiteRuntime.__name__}.",
     }
     return _RefusingType(name, bases, body)
+
+
+class RefusedTable(Sequence):
+    """A list or a dict that can be imported; looking into it raises :class:`NotInLiteRuntime`."""
+
+    def __init__(self, name: str, module: str):
+        self._name = f"{module}.{name}"
+
+    def __len__(self):
+        raise NotInLiteRuntime(self._name)
+
+    def __getitem__(self, index):
+        raise NotInLiteRuntime(self._name)

@@ -3,6 +3,7 @@ import importlib
 import pickle
 
 import detectron2
+import detectron2.modeling
 import detectron2.structures
 import pytest
 import torch
@@ -29,6 +30,8 @@ REFUSED_CLASSES = [
     ("detectron2.layers", "ROIAlignRotated"),
     ("detectron2.export", "TracingAdapter"),
     ("detectron2.tracking", "BBoxIOUTracker"),
+    ("detectron2.utils.video_visualizer", "VideoVisualizer"),
+    ("detectron2.evaluation", "COCOPanopticEvaluator"),
     ("detectron2.projects.deeplab", "DeepLabV3PlusHead"),
     ("detectron2.projects.point_rend", "PointRendMaskHead"),
 ]
@@ -65,6 +68,20 @@ def test_refused_classes_can_be_subclassed_and_asked_for(module, name):
 def test_class_methods_of_refused_classes_refuse():
     with pytest.raises(detectron2.NotInLiteRuntime, match="RotatedBoxes"):
         detectron2.structures.RotatedBoxes.cat([])
+
+
+@lite_only
+def test_modules_without_a_file():
+    from detectron2.modeling.roi_heads import cascade_rcnn, roi_heads
+    from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
+
+    assert ROI_MASK_HEAD_REGISTRY is detectron2.modeling.ROI_MASK_HEAD_REGISTRY
+    assert roi_heads.StandardROIHeads is detectron2.modeling.StandardROIHeads
+    assert detectron2.modeling.roi_heads.cascade_rcnn is cascade_rcnn
+    with pytest.raises(ImportError, match="cannot import name 'Missing'"):
+        from detectron2.tracking import Missing  # noqa: F401
+    with pytest.raises(ModuleNotFoundError, match="detectron2.tracking.missing"):
+        importlib.import_module("detectron2.tracking.missing")
 
 
 @lite_only

@@ -1,7 +1,7 @@
 """Models: registries and builders, backbones, and postprocessing."""
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import box_regression, matcher, poolers, sampling
-from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, build_anchor_generator
+from detectron2.modeling import box_regression, matcher, poolers, registries, sampling
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator, RotatedAnchorGenerator
 from detectron2.modeling.backbone import (
     BACKBONE_REGISTRY,
     FPN,
@@ -20,38 +20,45 @@ from detectron2.modeling.backbone import (
 from detectron2.modeling.meta_arch import (
     FCOS,
     META_ARCH_REGISTRY,
-    SEM_SEG_HEADS_REGISTRY,
     GeneralizedRCNN,
     PanopticFPN,
     ProposalNetwork,
     RetinaNet,
     SemanticSegmentor,
     build_model,
-    build_sem_seg_head,
 )
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.modeling.mmdet_wrapper import MMDetBackbone, MMDetDetector
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.modeling.proposal_generator import (
-    PROPOSAL_GENERATOR_REGISTRY,
-    RPN_HEAD_REGISTRY,
-    build_proposal_generator,
-    build_rpn_head,
-)
+from detectron2.modeling.proposal_generator import RPN, RRPN, StandardRPNHead
+from detectron2.modeling.registries import *  # noqa: F403
 from detectron2.modeling.roi_heads import (
-    ROI_BOX_HEAD_REGISTRY,
-    ROI_HEADS_REGISTRY,
-    ROI_KEYPOINT_HEAD_REGISTRY,
-    ROI_MASK_HEAD_REGISTRY,
     BaseKeypointRCNNHead,
     BaseMaskRCNNHead,
+    CascadeROIHeads,
+    FastRCNNConvFCHead,
     FastRCNNOutputLayers,
+    KRCNNConvDeconvUpsampleHead,
+    MaskRCNNConvUpsampleHead,
+    Res5ROIHeads,
     ROIHeads,
+    RROIHeads,
     StandardROIHeads,
-    build_box_head,
-    build_keypoint_head,
-    build_mask_head,
-    build_roi_heads,
 )
 from detectron2.modeling.test_time_augmentation import DatasetMapperTTA, GeneralizedRCNNWithTTA
 
-__all__ = [name for name in globals() if not name.startswith("_")]
+# What a config may name and the lite runtime lacks says so when it is built.
+for registry, absent in (
+    (META_ARCH_REGISTRY, (GeneralizedRCNN, ProposalNetwork, PanopticFPN, RetinaNet, SemanticSegmentor)),
+    (registries.ANCHOR_GENERATOR_REGISTRY, (DefaultAnchorGenerator, RotatedAnchorGenerator)),
+    (registries.PROPOSAL_GENERATOR_REGISTRY, (RPN, RRPN)),
+    (registries.RPN_HEAD_REGISTRY, (StandardRPNHead,)),
+    (registries.ROI_HEADS_REGISTRY, (Res5ROIHeads, StandardROIHeads, CascadeROIHeads, RROIHeads)),
+    (registries.ROI_BOX_HEAD_REGISTRY, (FastRCNNConvFCHead,)),
+    (registries.ROI_MASK_HEAD_REGISTRY, (MaskRCNNConvUpsampleHead,)),
+    (registries.ROI_KEYPOINT_HEAD_REGISTRY, (KRCNNConvDeconvUpsampleHead,)),
+    (registries.SEM_SEG_HEADS_REGISTRY, (SemSegFPNHead,)),
+):
+    for cls in absent:
+        registry.register(cls)
+del registry, absent, cls

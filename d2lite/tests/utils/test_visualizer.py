@@ -7,7 +7,6 @@ from PIL import Image
 import detectron2
 from detectron2.data import Metadata
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
-from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import ColorMode, GenericMask, VisImage, Visualizer, _create_text_labels
 
 H, W = 60, 80
@@ -288,42 +287,3 @@ class TestSegmentations:
         out = Visualizer(image, metadata).draw_panoptic_seg(torch.from_numpy(segments), None, alpha=0.5).get_image()
         assert np.allclose(out[50, 5], [50, 178, 50], atol=2)
         assert (out[5, 75] == 100).all() and (out[38, 68] != 100).any()
-
-
-class TestVideo:
-    def frame(self, shift, ids=None):
-        masks = np.stack([square(5 + shift, 5, 30 + shift, 30), square(45 + shift, 30, 70 + shift, 55)])
-        instances = Instances((H, W), pred_classes=torch.tensor([0, 1]))
-        instances.pred_masks = torch.from_numpy(masks.astype(bool))
-        boxes = torch.tensor([[5.0, 5, 30, 30], [45, 30, 70, 55]])
-        instances.pred_boxes = Boxes(boxes + torch.tensor([shift, 0, shift, 0]))
-        if ids is not None:
-            instances.ID = ids
-        return instances
-
-    def test_colors_are_kept(self, image, metadata):
-        video = VideoVisualizer(metadata)
-        first = video.draw_instance_predictions(image, self.frame(0)).get_image()
-        second = video.draw_instance_predictions(image, self.frame(3)[[1, 0]]).get_image()
-        for y, x in ((27, 9), (52, 50)):
-            assert np.array_equal(first[y, x], second[y, x + 3])
-
-    def test_colors_follow_ids(self, image, metadata):
-        video = VideoVisualizer(metadata)
-        first = video.draw_instance_predictions(image, self.frame(0, [4, 9])).get_image()
-        second = video.draw_instance_predictions(image, self.frame(0, [9, 4])).get_image()
-        assert np.array_equal(first[27, 9], second[52, 50]) and np.array_equal(first[52, 50], second[27, 9])
-
-    def test_panoptic_things_keep_their_colors(self, image, metadata):
-        video = VideoVisualizer(metadata)
-        outs = []
-        for shift in (0, 2):
-            segments = torch.from_numpy(square(0, 0, 30, H).astype(np.int64))
-            segments[10:50, 40 + shift : 70 + shift] = 7
-            infos = [{"id": 1, "category_id": 0, "isthing": False}, {"id": 7, "category_id": 1, "isthing": True}]
-            outs.append(video.draw_panoptic_seg_predictions(image, segments, infos).get_image())
-        assert np.array_equal(outs[0][46, 50], outs[1][46, 52]) and np.allclose(outs[0][46, 10], [50, 178, 50], atol=2)
-
-    def test_modes(self, metadata):
-        with pytest.raises(AssertionError):
-            VideoVisualizer(metadata, instance_mode=ColorMode.SEGMENTATION)

@@ -1,8 +1,7 @@
 """Datasets that are registered from the start, below $DETECTRON2_DATASETS (default: ./datasets).
 
-Of the 52 names of a full Detectron2 the lite runtime registers those whose annotations it can read: COCO's instances
-and person keypoints (2014, 2017), Cityscapes' semantic labels and Pascal VOC. LVIS, ADE20K, panoptic segmentation and
-Cityscapes' instances are not registered; their `register_all_*` refuse. Nothing is read before a dataset is used.
+Of a full Detectron2's 52 names these are COCO's instances and person keypoints (2014, 2017); the other `register_all_*`
+refuse. Nothing is read before a dataset is used.
 """
 from __future__ import annotations
 
@@ -10,17 +9,11 @@ import os
 
 from detectron2._lite import refused
 
-from ..catalog import DatasetCatalog, MetadataCatalog
 from .builtin_meta import ADE20K_SEM_SEG_CATEGORIES, _get_builtin_metadata
-from .cityscapes import load_cityscapes_semantic
 from .cityscapes_panoptic import register_all_cityscapes_panoptic
 from .coco import register_coco_instances
-from .pascal_voc import register_pascal_voc
 
 __all__ = ["ADE20K_SEM_SEG_CATEGORIES", "register_all_cityscapes_panoptic"]
-
-register_all_ade20k = refused("register_all_ade20k", __name__)
-register_all_lvis = refused("register_all_lvis", __name__)
 
 # Split -> folder of images; minival and valminusminival are parts of val2014, the 100 are of val2017.
 _INSTANCE_SPLITS = {
@@ -61,32 +54,9 @@ def register_all_coco(root: str) -> None:
             register_coco_instances(name, metadata, os.path.join(root, annotations), os.path.join(root, images))
 
 
-def register_all_cityscapes(root: str) -> None:
-    """cityscapes_fine_sem_seg_{train,val,test}, below root/cityscapes."""
-    for split in ("train", "val", "test"):
-        images = os.path.join(root, f"cityscapes/leftImg8bit/{split}/")
-        labels = os.path.join(root, f"cityscapes/gtFine/{split}/")
-        name = f"cityscapes_fine_sem_seg_{split}"
-        DatasetCatalog.register(name, lambda images=images, labels=labels: load_cityscapes_semantic(images, labels))
-        MetadataCatalog.get(name).set(
-            image_dir=images,
-            gt_dir=labels,
-            evaluator_type="cityscapes_sem_seg",
-            ignore_label=255,
-            **_get_builtin_metadata("cityscapes"),
-        )
+register_all_ade20k = refused("register_all_ade20k", __name__)
+register_all_cityscapes = refused("register_all_cityscapes", __name__)
+register_all_lvis = refused("register_all_lvis", __name__)
+register_all_pascal_voc = refused("register_all_pascal_voc", __name__)
 
-
-def register_all_pascal_voc(root: str) -> None:
-    """voc_{2007,2012}_*, below root/VOC2007 and root/VOC2012."""
-    for year, splits in ((2007, ("trainval", "train", "val", "test")), (2012, ("trainval", "train", "val"))):
-        for split in splits:
-            name = f"voc_{year}_{split}"
-            register_pascal_voc(name, os.path.join(root, f"VOC{year}"), split, year)
-            MetadataCatalog.get(name).evaluator_type = "pascal_voc"
-
-
-_root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-register_all_coco(_root)
-register_all_cityscapes(_root)
-register_all_pascal_voc(_root)
+register_all_coco(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))

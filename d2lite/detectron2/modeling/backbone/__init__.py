@@ -1,11 +1,11 @@
 """Backbones: ResNet, FPN and Swin; the names of the others need a full Detectron2."""
-from detectron2.modeling.backbone import utils
-from detectron2.modeling.backbone.backbone import Backbone
-from detectron2.modeling.backbone.build import BACKBONE_REGISTRY, build_backbone
-from detectron2.modeling.backbone.fpn import FPN
-from detectron2.modeling.backbone.mvit import MViT
-from detectron2.modeling.backbone.regnet import RegNet
-from detectron2.modeling.backbone.resnet import (
+from . import utils
+from .backbone import Backbone
+from .build import BACKBONE_REGISTRY, build_backbone
+from .fpn import FPN
+from .mvit import MViT
+from .regnet import RegNet
+from .resnet import (
     BasicBlock,
     BasicStem,
     BottleneckBlock,
@@ -14,26 +14,5 @@ from detectron2.modeling.backbone.resnet import (
     build_resnet_backbone,
     make_stage,
 )
-from detectron2.modeling.backbone.swin import SwinTransformer
-from detectron2.modeling.backbone.vit import SimpleFeaturePyramid, ViT, get_vit_lr_decay_rate
-
-__all__ = [
-    "BACKBONE_REGISTRY",
-    "Backbone",
-    "BasicBlock",
-    "BasicStem",
-    "BottleneckBlock",
-    "FPN",
-    "MViT",
-    "RegNet",
-    "ResNet",
-    "ResNetBlockBase",
-    "SimpleFeaturePyramid",
-    "SwinTransformer",
-    "ViT",
-    "build_backbone",
-    "build_resnet_backbone",
-    "get_vit_lr_decay_rate",
-    "make_stage",
-    "utils",
-]
+from .swin import SwinTransformer
+from .vit import SimpleFeaturePyramid, ViT, get_vit_lr_decay_rate

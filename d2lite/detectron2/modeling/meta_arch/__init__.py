@@ -1,26 +1,8 @@
 """Meta-architectures: the registry, build_model, and the names of those that need a full Detectron2."""
-from detectron2.modeling.meta_arch.build import META_ARCH_REGISTRY, build_model
-from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.modeling.meta_arch.fcos import FCOS
-from detectron2.modeling.meta_arch.panoptic_fpn import PanopticFPN
-from detectron2.modeling.meta_arch.rcnn import GeneralizedRCNN, ProposalNetwork
-from detectron2.modeling.meta_arch.retinanet import RetinaNet
-from detectron2.modeling.meta_arch.semantic_seg import (
-    SEM_SEG_HEADS_REGISTRY,
-    SemanticSegmentor,
-    build_sem_seg_head,
-)
-
-__all__ = [
-    "DenseDetector",
-    "FCOS",
-    "GeneralizedRCNN",
-    "META_ARCH_REGISTRY",
-    "PanopticFPN",
-    "ProposalNetwork",
-    "RetinaNet",
-    "SEM_SEG_HEADS_REGISTRY",
-    "SemanticSegmentor",
-    "build_model",
-    "build_sem_seg_head",
-]
+from .build import META_ARCH_REGISTRY, build_model
+from .dense_detector import DenseDetector
+from .fcos import FCOS
+from .panoptic_fpn import PanopticFPN
+from .rcnn import GeneralizedRCNN, ProposalNetwork
+from .retinanet import RetinaNet
+from .semantic_seg import SEM_SEG_HEADS_REGISTRY, SemanticSegmentor, build_sem_seg_head

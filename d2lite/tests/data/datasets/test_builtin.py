@@ -2,7 +2,7 @@ import pytest
 
 import detectron2
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import builtin, builtin_meta, get_lvis_instances_meta, lvis_v1_categories
+from detectron2.data.datasets import builtin, builtin_meta, get_lvis_instances_meta, lvis_v1_categories, register_coco_panoptic
 
 lite_only = pytest.mark.skipif(getattr(detectron2, "__runtime__", None) != "lite", reason="a full Detectron2 has this")
 
@@ -16,7 +16,7 @@ def test_coco_classes():
     assert metadata.thing_colors[0] == [220, 20, 60]
 
 
-@pytest.mark.parametrize("name", ["coco_2014_valminusminival", "keypoints_coco_2017_val_100", "voc_2007_test"])
+@pytest.mark.parametrize("name", ["coco_2014_valminusminival", "keypoints_coco_2017_val_100"])
 def test_registered_names(name):
     assert name in DatasetCatalog.list()
 
@@ -65,3 +65,5 @@ def test_what_is_left_out_refuses():
         len(lvis_v1_categories.LVIS_CATEGORIES)
     with pytest.raises(detectron2.NotInLiteRuntime, match="register_all_ade20k"):
         builtin.register_all_ade20k("root")
+    with pytest.raises(detectron2.NotInLiteRuntime, match="register_coco_panoptic"):
+        register_coco_panoptic("name", {}, "images", "panoptic", "panoptic.json")

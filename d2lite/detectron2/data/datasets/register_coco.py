@@ -1,5 +1,0 @@
-"""Where these two functions were before 2020."""
-from .coco import register_coco_instances
-from .coco_panoptic import register_coco_panoptic_separated
-
-__all__ = ["register_coco_instances", "register_coco_panoptic_separated"]

@@ -1,6 +1,0 @@
-"""Panoptic evaluation is not in the lite runtime; these names refuse when called."""
-from detectron2._lite import refused_class
-
-from .evaluator import DatasetEvaluator
-
-COCOPanopticEvaluator = refused_class("COCOPanopticEvaluator", __name__, DatasetEvaluator)
