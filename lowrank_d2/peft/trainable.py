@@ -40,13 +40,14 @@ class Counts:
         return 100.0 * self.trainable / self.total if self.total else 0.0
 
     def as_dict(self) -> dict[str, object]:
+        """For JSON; `by_component` is one number each there, base and added together, so that they sum to `total`."""
         return {
             "base": self.base,
             "added": self.added,
             "total": self.total,
             "trainable": self.trainable,
             "percent_trainable": self.percent_trainable,
-            "by_component": self.by_component,
+            "by_component": {name: row["base"] + row["added"] for name, row in self.by_component.items()},
         }
 
 

@@ -84,5 +84,7 @@ def test_the_command_line_ends_with_one_json_object():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     assert set(result) == {"base", "added", "total", "trainable", "percent_trainable", "by_component"}
+    assert sum(result["by_component"].values()) == result["total"]
+    assert set(result["by_component"]) == {"backbone", "pixel_decoder", "decoder"}
     assert (result["base"], result["trainable"]) == (52_017_477, 428_549)
     assert result["total"] == result["base"] + result["added"]
