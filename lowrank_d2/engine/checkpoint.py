@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from safetensors import SafetensorError
 
@@ -110,6 +111,28 @@ class LowRankCheckpointer(DetectionCheckpointer):
             loaded["matching_heuristics"] = True
         _refuse_non_finite(loaded["model"], filename)
         return loaded
+
+
+def verify_weights(cfg: CfgNode) -> None:
+    """Compares the file MODEL.WEIGHTS with MODEL.WEIGHTS_SHA256, where both are set.
+
+    Raises:
+        CheckpointError: they differ, or there is no such file.
+    """
+    expected = cfg.MODEL.WEIGHTS_SHA256.lower()
+    if not expected or not cfg.MODEL.WEIGHTS:
+        return
+    path = _local_file(cfg.MODEL.WEIGHTS.partition("?")[0])
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 24):
+            digest.update(block)
+    found = digest.hexdigest()
+    if found != expected:
+        raise CheckpointError(
+            f"{path} ({os.path.getsize(path)} bytes) has the SHA-256 {found}, MODEL.WEIGHTS_SHA256 is {expected}. "
+            "Was the download cut off? Get the file again, or correct the key."
+        )
 
 
 def read_checkpoint(path: str) -> Dict[str, Any]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lowrank_d2.data import image_files
 from lowrank_d2.data.mapper import LowRankMapper
-from lowrank_d2.engine.checkpoint import LowRankCheckpointer, stored_class_names
+from lowrank_d2.engine.checkpoint import LowRankCheckpointer, stored_class_names, verify_weights
 from lowrank_d2.engine.defaults import check_device
 from lowrank_d2.engine.own_data import with_num_classes
 from lowrank_d2.engine.trainer import LowRankTrainer
@@ -54,6 +54,7 @@ def predict_files(cfg: CfgNode, source: str, output: str, threshold: float = 0.5
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("MODEL.WEIGHTS is empty: set it to a checkpoint (and MODEL.PEFT.DELTA to a delta).")
     check_device(cfg)
+    verify_weights(cfg)
     files = find_files(source, leave_out=output)
     names = _unique_names(files)
     _check_output(output, files)

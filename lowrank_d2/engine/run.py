@@ -10,7 +10,7 @@ from detectron2.utils import comm
 
 from lowrank_d2.data.check import check_config
 from lowrank_d2.engine import launch, own_data
-from lowrank_d2.engine.checkpoint import LowRankCheckpointer
+from lowrank_d2.engine.checkpoint import LowRankCheckpointer, verify_weights
 from lowrank_d2.engine.defaults import LOGGERS, check_device, config_parser, load_config, prepare_output_dir, show_log
 from lowrank_d2.engine.evaluators import ap_table
 from lowrank_d2.engine.trainer import LowRankTrainer
@@ -38,6 +38,7 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError("--eval-only needs data: set DATASETS.TEST or give --train-json and --val-json.")
     if not args.eval_only and not cfg.DATASETS.TRAIN:
         raise ConfigError("There is nothing to train on: set DATASETS.TRAIN or give --train-json and --train-images.")
+    verify_weights(cfg)
     check_config(_read_by(cfg, args))
     prepare_output_dir(cfg.OUTPUT_DIR)
     with folder_lock(cfg.OUTPUT_DIR):

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lowrank_d2.engine.checkpoint import LowRankCheckpointer, read_checkpoint
+from lowrank_d2.engine.checkpoint import LowRankCheckpointer, read_checkpoint, verify_weights
 from lowrank_d2.engine.trainer import LowRankTrainer
 from lowrank_d2.errors import CheckpointError, ConfigError
 from lowrank_d2.files import PathLike, replacing
@@ -56,6 +56,7 @@ def merge_delta(cfg: CfgNode, delta: PathLike, output: PathLike) -> DeltaHeader:
     check_ending(output)
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("MODEL.WEIGHTS is empty. Set it to the base that the delta was trained on.")
+    verify_weights(cfg)
     header = read_header(delta)
     cfg = cfg.clone()
     cfg.defrost()

@@ -1,4 +1,5 @@
 """Reading checkpoints of all kinds safely, and writing them so that the previous one survives."""
+import hashlib
 import os
 import pickle
 from types import SimpleNamespace
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from lowrank_d2.engine.checkpoint import LowRankCheckpointer, read_checkpoint, stored_class_names
+from detectron2.config import get_cfg
+from lowrank_d2.config import add_lowrank_config
+from lowrank_d2.engine.checkpoint import LowRankCheckpointer, read_checkpoint, stored_class_names, verify_weights
 from lowrank_d2.errors import CheckpointError, OutputError
 from torch import nn
 
@@ -179,3 +182,17 @@ def test_space_is_compared_before_writing(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="4 MiB needed, 1 MiB free"):
         checkpointer.save("model_final")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_checksum_of_the_weights_is_compared_where_it_is_given(tmp_path):
+    path = tmp_path / "base.pth"
+    path.write_bytes(b"weights")
+    cfg = get_cfg()
+    add_lowrank_config(cfg)
+    cfg.MODEL.WEIGHTS = str(path)
+    verify_weights(cfg)
+    cfg.MODEL.WEIGHTS_SHA256 = hashlib.sha256(b"weights").hexdigest().upper()
+    verify_weights(cfg)
+    path.write_bytes(b"weigh")
+    with pytest.raises(CheckpointError, match=r"base.pth \(5 bytes\).*MODEL.WEIGHTS_SHA256.*cut off"):
+        verify_weights(cfg)
