@@ -108,9 +108,7 @@ class DetectionCheckpointer(Checkpointer):
         if checkpoint.get("matching_heuristics", False):
             self._convert_ndarray_to_tensor(checkpoint["model"])
             checkpoint["model"] = align_and_update_state_dicts(
-                self.model.state_dict(),
-                checkpoint["model"],
-                c2_conversion=checkpoint.get("__author__") == "Caffe2",
+                self.model.state_dict(), checkpoint["model"], c2_conversion=checkpoint.get("__author__") == "Caffe2",
             )
         incompatible = super()._load_model(checkpoint)
         # The config decides on these, so files without them are complete.

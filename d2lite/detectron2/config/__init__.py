@@ -5,16 +5,8 @@ from .instantiate import instantiate
 from .lazy import LazyCall, LazyConfig
 
 __all__ = [
-    "CfgNode",
-    "get_cfg",
-    "global_cfg",
-    "set_global_cfg",
-    "downgrade_config",
-    "upgrade_config",
-    "configurable",
-    "instantiate",
-    "LazyCall",
-    "LazyConfig",
+    "CfgNode", "get_cfg", "global_cfg", "set_global_cfg", "downgrade_config", "upgrade_config", "configurable",
+    "instantiate", "LazyCall", "LazyConfig",
 ]
 
 from detectron2.utils.env import fixup_module_metadata

@@ -68,9 +68,7 @@ def downgrade_config(cfg: CN, to_version: int) -> CN:
 def guess_version(cfg: CN, filename: str) -> int:
     """The version of a file that does not say: the oldest one that has all its tell-tale keys."""
     first_guess = 1 if any(_find(cfg, key) for key in ("MODEL.WEIGHT", "TEST.AUG_ON")) else len(_RENAMED)
-    logging.getLogger(__name__).warning(
-        "%s does not say its VERSION; taking it for version %d.", filename, first_guess
-    )
+    logging.getLogger(__name__).warning("%s does not say its VERSION; taking it for version %d.", filename, first_guess)
     return first_guess
 
 

@@ -26,12 +26,8 @@ from .detection_utils import check_metadata_consistency
 from .samplers import InferenceSampler, RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
 
 __all__ = [
-    "build_batch_data_loader",
-    "build_detection_train_loader",
-    "build_detection_test_loader",
-    "get_detection_dataset_dicts",
-    "load_proposals_into_dataset",
-    "print_instances_class_histogram",
+    "build_batch_data_loader", "build_detection_train_loader", "build_detection_test_loader",
+    "get_detection_dataset_dicts", "load_proposals_into_dataset", "print_instances_class_histogram",
 ]
 
 logger = logging.getLogger(__name__)
@@ -54,9 +50,7 @@ def filter_images_with_few_keypoints(dataset_dicts: list[dict], min_keypoints_pe
     """Keep the images with so many visible keypoints at least, over all their annotations."""
 
     def visible(record: dict) -> int:
-        return sum(
-            int((np.array(a["keypoints"][2::3]) > 0).sum()) for a in record["annotations"] if "keypoints" in a
-        )
+        return sum(int((np.array(a["keypoints"][2::3]) > 0).sum()) for a in record["annotations"] if "keypoints" in a)
 
     kept = [d for d in dataset_dicts if visible(d) >= min_keypoints_per_image]
     _report_filter(f"with fewer than {min_keypoints_per_image} keypoints", dataset_dicts, kept)
@@ -84,18 +78,14 @@ def print_instances_class_histogram(dataset_dicts: list[dict], class_names: Sequ
         rows, headers=["category", "#instances"] * (columns // 2), tablefmt="pipe", numalign="left", stralign="center"
     )
     log_first_n(
-        logging.INFO,
-        f"{counts.sum()} instances of {len(class_names)} classes:\n" + colored(table, "cyan"),
+        logging.INFO, f"{counts.sum()} instances of {len(class_names)} classes:\n" + colored(table, "cyan"),
         key="message",
     )
 
 
 def get_detection_dataset_dicts(
-    names: str | Sequence[str],
-    filter_empty: bool = True,
-    min_keypoints: int = 0,
-    proposal_files: Sequence[str] | None = None,
-    check_consistency: bool = True,
+    names: str | Sequence[str], filter_empty: bool = True, min_keypoints: int = 0,
+    proposal_files: Sequence[str] | None = None, check_consistency: bool = True,
 ):
     """The records of one or several registered datasets, in one list.
 
@@ -145,20 +135,10 @@ def worker_init_reset_seed(worker_id: int) -> None:
 
 
 def build_batch_data_loader(
-    dataset: torchdata.Dataset,
-    sampler: Sampler | None,
-    total_batch_size: int,
-    *,
-    aspect_ratio_grouping: bool = False,
-    num_workers: int = 0,
-    collate_fn: Callable[[list], Any] | None = None,
-    drop_last: bool = True,
-    single_gpu_batch_size: int | None = None,
-    prefetch_factor: int = 2,
-    persistent_workers: bool = False,
-    pin_memory: bool = False,
-    seed: int | None = None,
-    **kwargs,
+    dataset: torchdata.Dataset, sampler: Sampler | None, total_batch_size: int, *, aspect_ratio_grouping: bool = False,
+    num_workers: int = 0, collate_fn: Callable[[list], Any] | None = None, drop_last: bool = True,
+    single_gpu_batch_size: int | None = None, prefetch_factor: int = 2, persistent_workers: bool = False,
+    pin_memory: bool = False, seed: int | None = None, **kwargs,
 ):
     """A loader of batches, each of `total_batch_size` / number of processes elements.
 
@@ -216,8 +196,7 @@ def build_batch_data_loader(
 
 def _training_dicts(cfg, names, proposal_files):
     return get_detection_dataset_dicts(
-        names,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
         proposal_files=proposal_files if cfg.MODEL.LOAD_PROPOSALS else None,
     )
@@ -296,14 +275,7 @@ def _mapped(dataset, mapper):
 
 @configurable(from_config=_train_loader_from_config)
 def build_detection_train_loader(
-    dataset,
-    *,
-    mapper,
-    sampler=None,
-    total_batch_size,
-    aspect_ratio_grouping=True,
-    num_workers=0,
-    collate_fn=None,
+    dataset, *, mapper, sampler=None, total_batch_size, aspect_ratio_grouping=True, num_workers=0, collate_fn=None,
     **kwargs,
 ):
     """The endless loader of training batches. Call it with these arguments, or with a config and any of them.
@@ -321,13 +293,8 @@ def build_detection_train_loader(
         sampler = TrainingSampler(len(dataset)) if sampler is None else sampler
         assert isinstance(sampler, Sampler), f"sampler must be a torch Sampler, got {type(sampler).__name__}."
     return build_batch_data_loader(
-        dataset,
-        sampler,
-        total_batch_size,
-        aspect_ratio_grouping=aspect_ratio_grouping,
-        num_workers=num_workers,
-        collate_fn=collate_fn,
-        **kwargs,
+        dataset, sampler, total_batch_size, aspect_ratio_grouping=aspect_ratio_grouping, num_workers=num_workers,
+        collate_fn=collate_fn, **kwargs,
     )
 
 
@@ -349,13 +316,8 @@ def _test_loader_from_config(cfg, dataset_name, mapper=None) -> dict[str, Any]:
 
 @configurable(from_config=_test_loader_from_config)
 def build_detection_test_loader(
-    dataset: list | torchdata.Dataset,
-    *,
-    mapper: Callable[[dict], Any],
-    sampler: Sampler | None = None,
-    batch_size: int = 1,
-    num_workers: int = 0,
-    collate_fn: Callable[[list], Any] | None = None,
+    dataset: list | torchdata.Dataset, *, mapper: Callable[[dict], Any], sampler: Sampler | None = None,
+    batch_size: int = 1, num_workers: int = 0, collate_fn: Callable[[list], Any] | None = None,
 ) -> torchdata.DataLoader:
     """The loader of test batches: every record once, none dropped. Call it with these arguments, or with (cfg, name).
 
@@ -370,10 +332,6 @@ def build_detection_test_loader(
     elif sampler is None:
         sampler = InferenceSampler(len(dataset))
     return torchdata.DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        drop_last=False,
-        num_workers=num_workers,
+        dataset, batch_size=batch_size, sampler=sampler, drop_last=False, num_workers=num_workers,
         collate_fn=collate_fn or trivial_batch_collator,
     )

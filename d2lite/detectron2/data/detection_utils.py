@@ -18,17 +18,9 @@ from . import transforms as T
 from .catalog import MetadataCatalog
 
 __all__ = [
-    "SizeMismatchError",
-    "convert_image_to_rgb",
-    "check_image_size",
-    "transform_proposals",
-    "transform_instance_annotations",
-    "annotations_to_instances",
-    "annotations_to_instances_rotated",
-    "build_augmentation",
-    "build_transform_gen",
-    "create_keypoint_hflip_indices",
-    "filter_empty_instances",
+    "SizeMismatchError", "convert_image_to_rgb", "check_image_size", "transform_proposals",
+    "transform_instance_annotations", "annotations_to_instances", "annotations_to_instances_rotated",
+    "build_augmentation", "build_transform_gen", "create_keypoint_hflip_indices", "filter_empty_instances",
     "read_image",
 ]
 
@@ -259,10 +251,7 @@ def annotations_to_instances(
 
 
 def filter_empty_instances(
-    instances: Instances,
-    by_box: bool = True,
-    by_mask: bool = True,
-    box_threshold: float = 1e-5,
+    instances: Instances, by_box: bool = True, by_mask: bool = True, box_threshold: float = 1e-5,
     return_mask: bool = False,
 ):
     """Drop instances whose box is not wider and higher than `box_threshold`, or whose mask is empty.

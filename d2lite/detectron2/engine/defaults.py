@@ -30,11 +30,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 __all__ = [
-    "create_ddp_model",
-    "default_argument_parser",
-    "default_setup",
-    "default_writers",
-    "DefaultPredictor",
+    "create_ddp_model", "default_argument_parser", "default_setup", "default_writers", "DefaultPredictor",
     "DefaultTrainer",
 ]
 
@@ -79,9 +75,7 @@ two machines:
     (machine 0) $ {script} --machine-rank 0 --num-machines 2 --dist-url <URL> [--other-flags]
     (machine 1) $ {script} --machine-rank 1 --num-machines 2 --dist-url <URL> [--other-flags]
 """
-    parser = argparse.ArgumentParser(
-        epilog=epilog or examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(epilog=epilog or examples, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="", metavar="FILE", help="the config of this run")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
     parser.add_argument("--eval-only", action="store_true", help="evaluate only")
@@ -92,14 +86,11 @@ two machines:
     user = os.getuid() if hasattr(os, "getuid") else 1
     port = 2**15 + 2**14 + user % 2**14
     parser.add_argument(
-        "--dist-url",
-        default=f"tcp://127.0.0.1:{port}",
+        "--dist-url", default=f"tcp://127.0.0.1:{port}",
         help="where processes meet, see torch.distributed; 'auto' finds a free port on a single machine",
     )
     parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        default=None,
+        "opts", nargs=argparse.REMAINDER, default=None,
         help="changes to the config, after all other arguments: KEY VALUE pairs, for a LazyConfig path.key=value",
     )
     return parser

@@ -25,17 +25,8 @@ from detectron2.utils.events import EventStorage
 from detectron2.utils.file_io import PathManager
 
 __all__ = [
-    "CallbackHook",
-    "IterationTimer",
-    "PeriodicWriter",
-    "PeriodicCheckpointer",
-    "BestCheckpointer",
-    "LRScheduler",
-    "AutogradProfiler",
-    "EvalHook",
-    "PreciseBN",
-    "TorchProfiler",
-    "TorchMemoryStats",
+    "CallbackHook", "IterationTimer", "PeriodicWriter", "PeriodicCheckpointer", "BestCheckpointer", "LRScheduler",
+    "AutogradProfiler", "EvalHook", "PreciseBN", "TorchProfiler", "TorchMemoryStats",
 ]
 
 
@@ -114,14 +105,11 @@ class IterationTimer(HookBase):
         in_steps = self._total_timer.seconds()
         if self._measured > 0 and in_steps > 0:
             logger.info(
-                "%d iterations took %s, %.4f s each",
-                self._measured,
-                datetime.timedelta(seconds=int(in_steps)),
+                "%d iterations took %s, %.4f s each", self._measured, datetime.timedelta(seconds=int(in_steps)),
                 in_steps / self._measured,
             )
         logger.info(
-            "The whole training took %s, of which hooks had %s",
-            datetime.timedelta(seconds=int(total)),
+            "The whole training took %s, of which hooks had %s", datetime.timedelta(seconds=int(total)),
             datetime.timedelta(seconds=int(total - in_steps)),
         )
 
@@ -167,11 +155,7 @@ class BestCheckpointer(HookBase):
     """
 
     def __init__(
-        self,
-        eval_period: int,
-        checkpointer: Checkpointer,
-        val_metric: str,
-        mode: str = "max",
+        self, eval_period: int, checkpointer: Checkpointer, val_metric: str, mode: str = "max",
         file_prefix: str = "model_best",
     ) -> None:
         assert mode in ("max", "min"), f"mode must be 'max' or 'min', not {mode!r}"
@@ -290,12 +274,8 @@ class TorchProfiler(HookBase):
                 f"worker{comm.get_rank()}",
             )
         self._profiler = torch.profiler.profile(
-            activities=self._activities,
-            on_trace_ready=on_trace_ready,
-            record_shapes=True,
-            profile_memory=True,
-            with_stack=True,
-            with_flops=True,
+            activities=self._activities, on_trace_ready=on_trace_ready, record_shapes=True, profile_memory=True,
+            with_stack=True, with_flops=True,
         )
         self._profiler.__enter__()
 
@@ -418,9 +398,7 @@ class TorchMemoryStats(HookBase):
         reserved, peak_reserved, allocated, peak_allocated = (
             measure() / 2**20
             for measure in (
-                torch.cuda.memory_reserved,
-                torch.cuda.max_memory_reserved,
-                torch.cuda.memory_allocated,
+                torch.cuda.memory_reserved, torch.cuda.max_memory_reserved, torch.cuda.memory_allocated,
                 torch.cuda.max_memory_allocated,
             )
         )

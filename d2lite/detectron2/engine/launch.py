@@ -15,13 +15,7 @@ DEFAULT_TIMEOUT = timedelta(minutes=30)
 
 
 def launch(
-    main_func,
-    num_gpus_per_machine,
-    num_machines=1,
-    machine_rank=0,
-    dist_url=None,
-    args=(),
-    timeout=DEFAULT_TIMEOUT,
+    main_func, num_gpus_per_machine, num_machines=1, machine_rank=0, dist_url=None, args=(), timeout=DEFAULT_TIMEOUT,
 ):
     """Calls `main_func(*args)` in num_machines x num_gpus_per_machine processes; call it on every machine.
 
@@ -45,10 +39,8 @@ def launch(
     if num_machines > 1 and dist_url.startswith("file://"):
         logging.getLogger(__name__).warning("file:// is unreliable between machines; tcp:// is the safe choice")
     mp.start_processes(
-        _distributed_worker,
-        nprocs=num_gpus_per_machine,
-        args=(main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args, timeout),
-        daemon=False,
+        _distributed_worker, nprocs=num_gpus_per_machine,
+        args=(main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args, timeout), daemon=False,
     )
 
 
@@ -60,25 +52,15 @@ def _find_free_port():
 
 
 def _distributed_worker(
-    local_rank,
-    main_func,
-    world_size,
-    num_gpus_per_machine,
-    machine_rank,
-    dist_url,
-    args,
-    timeout=DEFAULT_TIMEOUT,
+    local_rank, main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args, timeout=DEFAULT_TIMEOUT,
 ):
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         available = torch.cuda.device_count()
         assert num_gpus_per_machine <= available, f"{num_gpus_per_machine} GPUs asked for, {available} here"
     dist.init_process_group(
-        backend="NCCL" if has_gpu else "GLOO",
-        init_method=dist_url,
-        world_size=world_size,
-        rank=machine_rank * num_gpus_per_machine + local_rank,
-        timeout=timeout,
+        backend="NCCL" if has_gpu else "GLOO", init_method=dist_url, world_size=world_size,
+        rank=machine_rank * num_gpus_per_machine + local_rank, timeout=timeout,
     )
     comm.create_local_process_group(num_gpus_per_machine)
     if has_gpu:

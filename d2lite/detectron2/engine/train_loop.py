@@ -157,12 +157,7 @@ class SimpleTrainer(TrainerBase):
     """
 
     def __init__(
-        self,
-        model,
-        data_loader,
-        optimizer,
-        gather_metric_period=1,
-        zero_grad_before_forward=False,
+        self, model, data_loader, optimizer, gather_metric_period=1, zero_grad_before_forward=False,
         async_write_metrics=False,
     ):
         super().__init__()
@@ -241,11 +236,7 @@ class SimpleTrainer(TrainerBase):
             super().after_train()
 
     def _write_metrics(
-        self,
-        loss_dict: Mapping[str, torch.Tensor],
-        data_time: float,
-        prefix: str = "",
-        iter: Optional[int] = None,
+        self, loss_dict: Mapping[str, torch.Tensor], data_time: float, prefix: str = "", iter: Optional[int] = None,
     ) -> None:
         iteration = self.iter if iter is None else iter
         if (iteration + 1) % self.gather_metric_period == 0:
@@ -296,16 +287,8 @@ class AMPTrainer(SimpleTrainer):
     """
 
     def __init__(
-        self,
-        model,
-        data_loader,
-        optimizer,
-        gather_metric_period=1,
-        zero_grad_before_forward=False,
-        grad_scaler=None,
-        precision: torch.dtype = torch.float16,
-        log_grad_scaler: bool = False,
-        async_write_metrics=False,
+        self, model, data_loader, optimizer, gather_metric_period=1, zero_grad_before_forward=False, grad_scaler=None,
+        precision: torch.dtype = torch.float16, log_grad_scaler: bool = False, async_write_metrics=False,
     ):
         if isinstance(model, DistributedDataParallel):
             single = model.device_ids is None or len(model.device_ids) == 1

@@ -8,20 +8,3 @@ from .pascal_voc_evaluation import PascalVOCDetectionEvaluator
 from .rotated_coco_evaluation import RotatedCOCOEvaluator
 from .sem_seg_evaluation import SemSegEvaluator
 from .testing import print_csv_format, verify_results
-
-__all__ = [
-    "COCOEvaluator",
-    "COCOPanopticEvaluator",
-    "CityscapesInstanceEvaluator",
-    "CityscapesSemSegEvaluator",
-    "DatasetEvaluator",
-    "DatasetEvaluators",
-    "LVISEvaluator",
-    "PascalVOCDetectionEvaluator",
-    "RotatedCOCOEvaluator",
-    "SemSegEvaluator",
-    "inference_context",
-    "inference_on_dataset",
-    "print_csv_format",
-    "verify_results",
-]

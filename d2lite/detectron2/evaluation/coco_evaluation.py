@@ -68,16 +68,8 @@ class COCOEvaluator(DatasetEvaluator):
     """
 
     def __init__(
-        self,
-        dataset_name,
-        tasks=None,
-        distributed=True,
-        output_dir=None,
-        *,
-        max_dets_per_image=None,
-        use_fast_impl=True,
-        kpt_oks_sigmas=(),
-        allow_cached_coco=True,
+        self, dataset_name, tasks=None, distributed=True, output_dir=None, *, max_dets_per_image=None,
+        use_fast_impl=True, kpt_oks_sigmas=(), allow_cached_coco=True,
     ):
         if isinstance(tasks, CfgNode):  # the signature of before 2021
             kpt_oks_sigmas = kpt_oks_sigmas or tasks.TEST.KEYPOINT_OKS_SIGMAS
@@ -199,11 +191,7 @@ class COCOEvaluator(DatasetEvaluator):
             coco_eval = None  # pycocotools cannot deal with no detections at all
             if results:
                 coco_eval = _evaluate_predictions_on_coco(
-                    self._coco_api,
-                    results,
-                    task,
-                    kpt_oks_sigmas=self._kpt_oks_sigmas,
-                    img_ids=img_ids,
+                    self._coco_api, results, task, kpt_oks_sigmas=self._kpt_oks_sigmas, img_ids=img_ids,
                     max_dets_per_image=self._max_dets_per_image,
                 )
             self._results[task] = self._derive_coco_results(
@@ -277,12 +265,7 @@ def instances_to_coco_json(instances: Instances, img_id) -> list[dict]:
 
 
 def _evaluate_predictions_on_coco(
-    coco_gt: COCO,
-    coco_results: list[dict],
-    iou_type: str,
-    kpt_oks_sigmas=None,
-    cocoeval_fn=COCOeval_opt,
-    img_ids=None,
+    coco_gt: COCO, coco_results: list[dict], iou_type: str, kpt_oks_sigmas=None, cocoeval_fn=COCOeval_opt, img_ids=None,
     max_dets_per_image=None,
 ) -> COCOeval:
     """Run pycocotools on results that are not empty. Its report goes into the log."""

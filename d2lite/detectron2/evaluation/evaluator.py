@@ -116,9 +116,7 @@ class _Stopwatch:
 
 
 def inference_on_dataset(
-    model: Callable,
-    data_loader: Iterable,
-    evaluator: DatasetEvaluator | list[DatasetEvaluator] | None,
+    model: Callable, data_loader: Iterable, evaluator: DatasetEvaluator | list[DatasetEvaluator] | None,
     callbacks: Mapping[str, Callable[[], Any]] | None = None,
 ) -> Mapping[str, Mapping[str, float]]:
     """Run a model over a loader without gradients and in evaluation mode, and evaluate.

@@ -47,14 +47,8 @@ class SemSegEvaluator(DatasetEvaluator):
     """
 
     def __init__(
-        self,
-        dataset_name,
-        distributed=True,
-        output_dir=None,
-        *,
-        sem_seg_loading_fn=load_image_into_numpy_array,
-        num_classes=None,
-        ignore_label=None,
+        self, dataset_name, distributed=True, output_dir=None, *, sem_seg_loading_fn=load_image_into_numpy_array,
+        num_classes=None, ignore_label=None,
     ):
         for name, value in (("num_classes", num_classes), ("ignore_label", ignore_label)):
             if value is not None:

@@ -15,15 +15,7 @@ class ASPP(nn.Module):
     """One 1x1 convolution, three dilated ones and the image's mean, side by side, then projected together."""
 
     def __init__(
-        self,
-        in_channels,
-        out_channels,
-        dilations,
-        *,
-        norm,
-        activation,
-        pool_kernel_size=None,
-        dropout: float = 0.0,
+        self, in_channels, out_channels, dilations, *, norm, activation, pool_kernel_size=None, dropout: float = 0.0,
         use_depthwise_separable_conv=False,
     ):
         """
@@ -43,27 +35,16 @@ class ASPP(nn.Module):
 
         def conv(channels, kernel_size, **kwargs):
             return Conv2d(
-                channels,
-                out_channels,
-                kernel_size=kernel_size,
-                bias=norm == "",
-                norm=get_norm(norm, out_channels),
-                activation=deepcopy(activation),
-                **kwargs,
+                channels, out_channels, kernel_size=kernel_size, bias=norm == "", norm=get_norm(norm, out_channels),
+                activation=deepcopy(activation), **kwargs,
             )
 
         def dilated(dilation):
             if not use_depthwise_separable_conv:
                 return conv(in_channels, 3, padding=dilation, dilation=dilation)
             return DepthwiseSeparableConv2d(
-                in_channels,
-                out_channels,
-                padding=dilation,
-                dilation=dilation,
-                norm1=norm,
-                activation1=deepcopy(activation),
-                norm2=norm,
-                activation2=deepcopy(activation),
+                in_channels, out_channels, padding=dilation, dilation=dilation, norm1=norm,
+                activation1=deepcopy(activation), norm2=norm, activation2=deepcopy(activation),
             )
 
         pool = nn.AdaptiveAvgPool2d(1) if pool_kernel_size is None else nn.AvgPool2d(pool_kernel_size, stride=1)

@@ -4,9 +4,7 @@ import math
 import torch
 
 
-def diou_loss(
-    boxes1: torch.Tensor, boxes2: torch.Tensor, reduction: str = "none", eps: float = 1e-7
-) -> torch.Tensor:
+def diou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, reduction: str = "none", eps: float = 1e-7) -> torch.Tensor:
     """Distance-IoU loss of matched boxes: 1 - IoU + squared distance of centres / squared diagonal of their hull.
 
     Args:
@@ -18,9 +16,7 @@ def diou_loss(
     return _reduce(1 - iou + distance, reduction)
 
 
-def ciou_loss(
-    boxes1: torch.Tensor, boxes2: torch.Tensor, reduction: str = "none", eps: float = 1e-7
-) -> torch.Tensor:
+def ciou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, reduction: str = "none", eps: float = 1e-7) -> torch.Tensor:
     """Complete-IoU loss: the distance-IoU loss plus how much the aspect ratios differ; arguments as there."""
     iou, distance = _iou_and_distance(boxes1, boxes2, eps)
     angles = [torch.atan((box[..., 2] - box[..., 0]) / (box[..., 3] - box[..., 1])) for box in (boxes1, boxes2)]

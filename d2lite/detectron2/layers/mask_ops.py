@@ -64,9 +64,7 @@ def _do_paste_mask(masks: torch.Tensor, boxes: torch.Tensor, img_h: int, img_w: 
     y = (y - y0) / (y1 - y0) * 2 - 1
     # In a box without width every pixel is infinitely far away; grid_sample wants a number outside of -1..1.
     x, y = (axis.nan_to_num(nan=3.0, posinf=3.0, neginf=-3.0) for axis in (x, y))
-    grid = torch.stack(
-        [x[:, None, :].expand(-1, y.shape[1], -1), y[:, :, None].expand(-1, -1, x.shape[1])], dim=-1
-    )
+    grid = torch.stack([x[:, None, :].expand(-1, y.shape[1], -1), y[:, :, None].expand(-1, -1, x.shape[1])], dim=-1)
     source = masks if masks.is_floating_point() else masks.float()
     values = F.grid_sample(source, grid.to(source.dtype), align_corners=False)[:, 0]
     return values, ((slice(y_start, y_end), slice(x_start, x_end)) if skip_empty else ())

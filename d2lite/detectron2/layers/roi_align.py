@@ -11,12 +11,8 @@ _CHUNK = 64  # regions at a time; bounds the (chunk, C, height, W) intermediate 
 
 
 def roi_align(
-    input: torch.Tensor,
-    boxes: torch.Tensor,
-    output_size: int | tuple[int, int],
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-    aligned: bool = False,
+    input: torch.Tensor, boxes: torch.Tensor, output_size: int | tuple[int, int], spatial_scale: float = 1.0,
+    sampling_ratio: int = -1, aligned: bool = False,
 ) -> torch.Tensor:
     """Average bilinear samples in the cells of a grid laid over each region; differentiable in ``input``.
 

@@ -11,18 +11,8 @@ Linear = torch.nn.Linear
 interpolate = F.interpolate
 
 __all__ = [
-    "BatchNorm2d",
-    "Conv2d",
-    "ConvTranspose2d",
-    "Linear",
-    "cat",
-    "check_if_dynamo_compiling",
-    "cross_entropy",
-    "disable_torch_compiler",
-    "empty_input_loss_func_wrapper",
-    "interpolate",
-    "move_device_like",
-    "nonzero_tuple",
+    "BatchNorm2d", "Conv2d", "ConvTranspose2d", "Linear", "cat", "check_if_dynamo_compiling", "cross_entropy",
+    "disable_torch_compiler", "empty_input_loss_func_wrapper", "interpolate", "move_device_like", "nonzero_tuple",
     "shapes_to_tensor",
 ]
 

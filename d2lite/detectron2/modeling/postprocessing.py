@@ -40,9 +40,7 @@ def detector_postprocess(results: Instances, output_height: int, output_width: i
         masks = results.pred_masks
         if not isinstance(masks, ROIMasks):
             masks = ROIMasks(masks[:, 0])
-        results.pred_masks = masks.to_bitmasks(
-            results.pred_boxes, output_height, output_width, mask_threshold
-        ).tensor
+        results.pred_masks = masks.to_bitmasks(results.pred_boxes, output_height, output_width, mask_threshold).tensor
     if results.has("pred_keypoints"):
         results.pred_keypoints[:, :, 0] *= scale_x
         results.pred_keypoints[:, :, 1] *= scale_y

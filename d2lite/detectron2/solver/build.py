@@ -6,10 +6,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Type, Union
 
 import torch
 from fvcore.common.param_scheduler import (
-    CosineParamScheduler,
-    MultiStepParamScheduler,
-    ParamScheduler,
-    StepWithFixedGammaParamScheduler,
+    CosineParamScheduler, MultiStepParamScheduler, ParamScheduler, StepWithFixedGammaParamScheduler,
 )
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -21,15 +18,8 @@ _GradientClipper = Callable[[_GradientClipperInput], None]
 
 # Modules whose parameters take WEIGHT_DECAY_NORM. SyncBatchNorm is listed because it does not derive from BatchNorm1d.
 _NORM_TYPES = (
-    torch.nn.BatchNorm1d,
-    torch.nn.BatchNorm2d,
-    torch.nn.BatchNorm3d,
-    torch.nn.SyncBatchNorm,
-    torch.nn.GroupNorm,
-    torch.nn.InstanceNorm1d,
-    torch.nn.InstanceNorm2d,
-    torch.nn.InstanceNorm3d,
-    torch.nn.LayerNorm,
+    torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm, torch.nn.GroupNorm,
+    torch.nn.InstanceNorm1d, torch.nn.InstanceNorm2d, torch.nn.InstanceNorm3d, torch.nn.LayerNorm,
     torch.nn.LocalResponseNorm,
 )
 
@@ -50,9 +40,7 @@ def _create_gradient_clipper(cfg: CfgNode) -> _GradientClipper:
 
 
 def _generate_optimizer_class_with_gradient_clipping(
-    optimizer: Type[torch.optim.Optimizer],
-    *,
-    per_param_clipper: Optional[_GradientClipper] = None,
+    optimizer: Type[torch.optim.Optimizer], *, per_param_clipper: Optional[_GradientClipper] = None,
     global_clipper: Optional[_GradientClipper] = None,
 ) -> Type[torch.optim.Optimizer]:
     """A subclass `<name>WithGradientClip` whose step() clips first: each parameter alone, or all of them together."""
@@ -71,9 +59,7 @@ def _generate_optimizer_class_with_gradient_clipping(
     return clipping
 
 
-def maybe_add_gradient_clipping(
-    cfg: CfgNode, optimizer: Type[torch.optim.Optimizer]
-) -> Type[torch.optim.Optimizer]:
+def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Type[torch.optim.Optimizer]) -> Type[torch.optim.Optimizer]:
     """Makes an optimizer (class or instance) clip every parameter's gradient if SOLVER.CLIP_GRADIENTS.ENABLED.
 
     An instance keeps its state: only its class changes.
@@ -95,30 +81,20 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     """SGD over the trainable parameters, with the SOLVER section's rates, decays and gradient clipping."""
     solver = cfg.SOLVER
     params = get_default_optimizer_params(
-        model,
-        base_lr=solver.BASE_LR,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        model, base_lr=solver.BASE_LR, weight_decay_norm=solver.WEIGHT_DECAY_NORM, bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
     options = dict(
-        lr=solver.BASE_LR,
-        momentum=solver.MOMENTUM,
-        nesterov=solver.NESTEROV,
-        weight_decay=solver.WEIGHT_DECAY,
+        lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, weight_decay=solver.WEIGHT_DECAY,
         foreach=True,
     )
     return maybe_add_gradient_clipping(cfg, torch.optim.SGD(params, **options))
 
 
 def get_default_optimizer_params(
-    model: torch.nn.Module,
-    base_lr: Optional[float] = None,
-    weight_decay: Optional[float] = None,
-    weight_decay_norm: Optional[float] = None,
-    bias_lr_factor: Optional[float] = 1.0,
-    weight_decay_bias: Optional[float] = None,
-    lr_factor_func: Optional[Callable] = None,
+    model: torch.nn.Module, base_lr: Optional[float] = None, weight_decay: Optional[float] = None,
+    weight_decay_norm: Optional[float] = None, bias_lr_factor: Optional[float] = 1.0,
+    weight_decay_bias: Optional[float] = None, lr_factor_func: Optional[Callable] = None,
     overrides: Optional[Dict[str, Dict[str, float]]] = None,
 ) -> List[Dict[str, Any]]:
     """Parameter groups for an optimizer, one for each distinct set of hyperparameters.
@@ -205,13 +181,11 @@ def _multi_step(solver: CfgNode) -> ParamScheduler:
     steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]
     if len(steps) < len(solver.STEPS):
         logging.getLogger(__name__).warning(
-            "SOLVER.STEPS %s contains values larger than SOLVER.MAX_ITER %d: these are ignored",
-            tuple(solver.STEPS),
+            "SOLVER.STEPS %s contains values larger than SOLVER.MAX_ITER %d: these are ignored", tuple(solver.STEPS),
             solver.MAX_ITER,
         )
     return MultiStepParamScheduler(
-        values=[solver.GAMMA**passed for passed in range(len(steps) + 1)],
-        milestones=steps,
+        values=[solver.GAMMA**passed for passed in range(len(steps) + 1)], milestones=steps,
         num_updates=solver.MAX_ITER,
     )
 
@@ -242,10 +216,7 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSche
     if solver.LR_SCHEDULER_NAME not in _SCHEDULES:
         raise ValueError(f"Unknown LR scheduler {solver.LR_SCHEDULER_NAME}; there are {', '.join(_SCHEDULES)}")
     multiplier = WarmupParamScheduler(
-        _SCHEDULES[solver.LR_SCHEDULER_NAME](solver),
-        solver.WARMUP_FACTOR,
-        min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
-        solver.WARMUP_METHOD,
-        solver.RESCALE_INTERVAL,
+        _SCHEDULES[solver.LR_SCHEDULER_NAME](solver), solver.WARMUP_FACTOR,
+        min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0), solver.WARMUP_METHOD, solver.RESCALE_INTERVAL,
     )
     return LRMultiplier(optimizer, multiplier, max_iter=solver.MAX_ITER)

@@ -6,10 +6,7 @@ from typing import List
 
 import torch
 from fvcore.common.param_scheduler import (
-    CompositeParamScheduler,
-    ConstantParamScheduler,
-    LinearParamScheduler,
-    ParamScheduler,
+    CompositeParamScheduler, ConstantParamScheduler, LinearParamScheduler, ParamScheduler,
 )
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -29,11 +26,7 @@ class WarmupParamScheduler(CompositeParamScheduler):
     """
 
     def __init__(
-        self,
-        scheduler: ParamScheduler,
-        warmup_factor: float,
-        warmup_length: float,
-        warmup_method: str = "linear",
+        self, scheduler: ParamScheduler, warmup_factor: float, warmup_length: float, warmup_method: str = "linear",
         rescale_interval: bool = False,
     ):
         start = warmup_factor * scheduler(0.0)
@@ -45,8 +38,7 @@ class WarmupParamScheduler(CompositeParamScheduler):
         else:
             raise ValueError(f"Unknown warmup method {warmup_method!r}; there are 'linear' and 'constant'")
         super().__init__(
-            [warmup, scheduler],
-            lengths=[warmup_length, 1 - warmup_length],
+            [warmup, scheduler], lengths=[warmup_length, 1 - warmup_length],
             interval_scaling=["rescaled", "rescaled" if rescale_interval else "fixed"],
         )
 
@@ -93,9 +85,7 @@ class _WarmedUpLR(LRScheduler):
         raise NotImplementedError
 
     def get_lr(self) -> List[float]:
-        factor = _get_warmup_factor_at_iter(
-            self.warmup_method, self.last_epoch, self.warmup_iters, self.warmup_factor
-        )
+        factor = _get_warmup_factor_at_iter(self.warmup_method, self.last_epoch, self.warmup_iters, self.warmup_factor)
         return [base_lr * factor * self._schedule() for base_lr in self.base_lrs]
 
 
@@ -103,14 +93,8 @@ class WarmupMultiStepLR(_WarmedUpLR):
     """Multiplies by `gamma` at each of `milestones` (increasing iterations), after a warm-up."""
 
     def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        milestones: List[int],
-        gamma: float = 0.1,
-        warmup_factor: float = 0.001,
-        warmup_iters: int = 1000,
-        warmup_method: str = "linear",
-        last_epoch: int = -1,
+        self, optimizer: torch.optim.Optimizer, milestones: List[int], gamma: float = 0.1, warmup_factor: float = 0.001,
+        warmup_iters: int = 1000, warmup_method: str = "linear", last_epoch: int = -1,
     ):
         if list(milestones) != sorted(milestones):
             raise ValueError(f"milestones must increase, got {milestones}")
@@ -126,13 +110,8 @@ class WarmupCosineLR(_WarmedUpLR):
     """Half a cosine from the base rate to 0 over `max_iters`, after a warm-up."""
 
     def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        max_iters: int,
-        warmup_factor: float = 0.001,
-        warmup_iters: int = 1000,
-        warmup_method: str = "linear",
-        last_epoch: int = -1,
+        self, optimizer: torch.optim.Optimizer, max_iters: int, warmup_factor: float = 0.001, warmup_iters: int = 1000,
+        warmup_method: str = "linear", last_epoch: int = -1,
     ):
         self.max_iters = max_iters
         super().__init__(optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch)

@@ -8,21 +8,9 @@ from .rotated_boxes import RotatedBoxes
 from .rotated_boxes import pairwise_iou as pairwise_iou_rotated
 
 __all__ = [
-    "BitMasks",
-    "BoxMode",
-    "Boxes",
-    "ImageList",
-    "Instances",
-    "Keypoints",
-    "PolygonMasks",
-    "ROIMasks",
-    "RotatedBoxes",
-    "heatmaps_to_keypoints",
-    "pairwise_ioa",
-    "pairwise_iou",
-    "pairwise_iou_rotated",
-    "pairwise_point_box_distance",
-    "polygons_to_bitmask",
+    "BitMasks", "BoxMode", "Boxes", "ImageList", "Instances", "Keypoints", "PolygonMasks", "ROIMasks",
+    "RotatedBoxes", "heatmaps_to_keypoints", "pairwise_ioa", "pairwise_iou", "pairwise_iou_rotated",
+    "pairwise_point_box_distance", "polygons_to_bitmask",
 ]
 
 from detectron2.utils.env import fixup_module_metadata

@@ -36,9 +36,7 @@ class ImageList:
 
     @staticmethod
     def from_tensors(
-        tensors: Sequence[torch.Tensor],
-        size_divisibility: int = 0,
-        pad_value: float = 0.0,
+        tensors: Sequence[torch.Tensor], size_divisibility: int = 0, pad_value: float = 0.0,
         padding_constraints: dict[str, int] | None = None,
     ) -> "ImageList":
         """Pad images to the size of the largest.

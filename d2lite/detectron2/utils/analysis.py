@@ -8,10 +8,7 @@ from torch import nn
 from detectron2._lite import refused
 
 __all__ = [
-    "activation_count_operators",
-    "flop_count_operators",
-    "parameter_count_table",
-    "parameter_count",
+    "activation_count_operators", "flop_count_operators", "parameter_count_table", "parameter_count",
     "FlopCountAnalysis",
 ]
 

@@ -18,12 +18,7 @@ from fvcore.common.history_buffer import HistoryBuffer
 from detectron2.utils.file_io import PathManager
 
 __all__ = [
-    "EventStorage",
-    "get_event_storage",
-    "has_event_storage",
-    "EventWriter",
-    "JSONWriter",
-    "TensorboardXWriter",
+    "EventStorage", "get_event_storage", "has_event_storage", "EventWriter", "JSONWriter", "TensorboardXWriter",
     "CommonMetricPrinter",
 ]
 

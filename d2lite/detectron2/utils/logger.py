@@ -43,14 +43,8 @@ class _ColorfulFormatter(logging.Formatter):
 
 @functools.lru_cache(maxsize=None)
 def setup_logger(
-    output=None,
-    distributed_rank=0,
-    *,
-    color=True,
-    name="detectron2",
-    abbrev_name=None,
-    enable_propagation: bool = False,
-    configure_stdout: bool = True,
+    output=None, distributed_rank=0, *, color=True, name="detectron2", abbrev_name=None,
+    enable_propagation: bool = False, configure_stdout: bool = True,
 ):
     """Give a logger its handlers; the same arguments again return the same logger unchanged.
 
@@ -72,9 +66,7 @@ def setup_logger(
         formatter = plain
         if color:
             formatter = _ColorfulFormatter(
-                colored("[%(asctime)s %(name)s]: ", "green") + "%(message)s",
-                datefmt=_DATE_FORMAT,
-                root_name=name,
+                colored("[%(asctime)s %(name)s]: ", "green") + "%(message)s", datefmt=_DATE_FORMAT, root_name=name,
                 abbrev_name=str(abbrev_name) if abbrev_name is not None else {"detectron2": "d2"}.get(name, name),
             )
         _add_stream(logger, sys.stdout, formatter)
@@ -156,11 +148,7 @@ def log_every_n_seconds(lvl, msg, n=1, *, name=None):
 def create_small_table(small_dict):
     """A dict of a few numbers as a table of one row."""
     return tabulate(
-        [tuple(small_dict.values())],
-        headers=list(small_dict),
-        tablefmt="pipe",
-        floatfmt=".3f",
-        stralign="center",
+        [tuple(small_dict.values())], headers=list(small_dict), tablefmt="pipe", floatfmt=".3f", stralign="center",
         numalign="center",
     )
 

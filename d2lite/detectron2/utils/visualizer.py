@@ -173,17 +173,12 @@ class Visualizer:
             self.output.reset_image(self._create_grayscale_image(covered))
             alpha = 0.3
         return self.overlay_instances(
-            boxes=field("pred_boxes"),
-            masks=generic,
-            keypoints=field("pred_keypoints"),
+            boxes=field("pred_boxes"), masks=generic, keypoints=field("pred_keypoints"),
             labels=_create_text_labels(classes, field("scores"), self.metadata.get("thing_classes")),
-            assigned_colors=colors,
-            alpha=alpha,
+            assigned_colors=colors, alpha=alpha,
         )
 
-    def draw_sem_seg(
-        self, sem_seg, area_threshold=None, alpha=0.8, draw_text=True, edge_color=_OFF_WHITE
-    ) -> VisImage:
+    def draw_sem_seg(self, sem_seg, area_threshold=None, alpha=0.8, draw_text=True, edge_color=_OFF_WHITE) -> VisImage:
         """Draw a label map.
 
         Args:
@@ -219,11 +214,8 @@ class Visualizer:
         for mask, info in prediction.semantic_masks():
             category = info["category_id"]
             self.draw_binary_mask(
-                mask,
-                None if stuff_colors is None else [value / 255 for value in stuff_colors[category]],
-                edge_color=_OFF_WHITE,
-                text=self.metadata.stuff_classes[category],
-                alpha=alpha,
+                mask, None if stuff_colors is None else [value / 255 for value in stuff_colors[category]],
+                edge_color=_OFF_WHITE, text=self.metadata.stuff_classes[category], alpha=alpha,
                 area_threshold=area_threshold,
             )
 
@@ -250,9 +242,7 @@ class Visualizer:
             boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
             self.overlay_instances(
                 labels=_create_text_labels(
-                    classes,
-                    None,
-                    self.metadata.get("thing_classes"),
+                    classes, None, self.metadata.get("thing_classes"),
                     [annotation.get("iscrowd", 0) for annotation in annotations],
                 ),
                 boxes=boxes,
@@ -389,16 +379,9 @@ class Visualizer:
         rgb = np.maximum(mplc.to_rgb(color), 0.2)
         rgb[np.argmax(rgb)] = max(0.8, rgb.max())
         self.output.ax.text(
-            *position,
-            text,
-            size=font_size * self.output.scale,
-            family="sans-serif",
-            bbox={"facecolor": "black", "alpha": 0.8, "pad": 0.7, "edgecolor": "none"},
-            verticalalignment="top",
-            horizontalalignment=horizontal_alignment,
-            color=rgb,
-            zorder=10,
-            rotation=rotation,
+            *position, text, size=font_size * self.output.scale, family="sans-serif",
+            bbox={"facecolor": "black", "alpha": 0.8, "pad": 0.7, "edgecolor": "none"}, verticalalignment="top",
+            horizontalalignment=horizontal_alignment, color=rgb, zorder=10, rotation=rotation,
         )
         return self.output
 
@@ -407,13 +390,7 @@ class Visualizer:
         x0, y0, x1, y1 = box_coord
         self.output.ax.add_patch(
             Rectangle(
-                (x0, y0),
-                x1 - x0,
-                y1 - y0,
-                fill=False,
-                edgecolor=edge_color,
-                linewidth=self._line_width(),
-                alpha=alpha,
+                (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge_color, linewidth=self._line_width(), alpha=alpha,
                 linestyle=line_style,
             )
         )
@@ -482,10 +459,7 @@ class Visualizer:
             edge_color = self._change_color_brightness(color, brightness_factor=-0.7) if alpha > 0.8 else color
         self.output.ax.add_patch(
             Polygon(
-                segment,
-                fill=True,
-                facecolor=(*mplc.to_rgb(color), alpha),
-                edgecolor=(*mplc.to_rgb(edge_color), 1),
+                segment, fill=True, facecolor=(*mplc.to_rgb(color), alpha), edgecolor=(*mplc.to_rgb(edge_color), 1),
                 linewidth=max(self._default_font_size // 15 * self.output.scale, 1),
             )
         )

@@ -66,11 +66,7 @@ class RandomSubsetTrainingSampler(TrainingSampler):
     """
 
     def __init__(
-        self,
-        size: int,
-        subset_ratio: float,
-        shuffle: bool = True,
-        seed_shuffle: int | None = None,
+        self, size: int, subset_ratio: float, shuffle: bool = True, seed_shuffle: int | None = None,
         seed_subset: int | None = None,
     ):
         assert 0.0 < subset_ratio <= 1.0, f"subset_ratio must lie in (0, 1], got {subset_ratio}."

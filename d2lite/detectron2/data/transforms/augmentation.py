@@ -13,12 +13,7 @@ import numpy as np
 from fvcore.transforms.transform import Transform, TransformList
 
 __all__ = [
-    "Augmentation",
-    "AugmentationList",
-    "AugInput",
-    "TransformGen",
-    "apply_transform_gens",
-    "StandardAugInput",
+    "Augmentation", "AugmentationList", "AugInput", "TransformGen", "apply_transform_gens", "StandardAugInput",
     "apply_augmentations",
 ]
 

@@ -11,13 +11,7 @@ from typing import Tuple
 import numpy as np
 import torch
 from fvcore.transforms.transform import (
-    BlendTransform,
-    CropTransform,
-    HFlipTransform,
-    NoOpTransform,
-    PadTransform,
-    Transform,
-    TransformList,
+    BlendTransform, CropTransform, HFlipTransform, NoOpTransform, PadTransform, Transform, TransformList,
     VFlipTransform,
 )
 from PIL import Image
@@ -28,22 +22,9 @@ from .augmentation import Augmentation, _transform_to_aug
 from .transform import ExtentTransform, ResizeTransform, RotationTransform
 
 __all__ = [
-    "FixedSizeCrop",
-    "MinIoURandomCrop",
-    "RandomApply",
-    "RandomBrightness",
-    "RandomContrast",
-    "RandomCrop",
-    "RandomCrop_CategoryAreaConstraint",
-    "RandomExtent",
-    "RandomFlip",
-    "RandomLighting",
-    "RandomResize",
-    "RandomRotation",
-    "RandomSaturation",
-    "Resize",
-    "ResizeScale",
-    "ResizeShortestEdge",
+    "FixedSizeCrop", "MinIoURandomCrop", "RandomApply", "RandomBrightness", "RandomContrast", "RandomCrop",
+    "RandomCrop_CategoryAreaConstraint", "RandomExtent", "RandomFlip", "RandomLighting", "RandomResize",
+    "RandomRotation", "RandomSaturation", "Resize", "ResizeScale", "ResizeShortestEdge",
 ]
 
 
@@ -214,14 +195,8 @@ class FixedSizeCrop(Augmentation):
     def _get_pad(self, image: np.ndarray) -> Transform:
         (height, width), (crop_h, crop_w) = image.shape[:2], self.crop_size
         return PadTransform(
-            0,
-            0,
-            max(crop_w - width, 0),
-            max(crop_h - height, 0),
-            min(crop_w, width),
-            min(crop_h, height),
-            self.pad_value,
-            self.seg_pad_value,
+            0, 0, max(crop_w - width, 0), max(crop_h - height, 0), min(crop_w, width), min(crop_h, height),
+            self.pad_value, self.seg_pad_value,
         )
 
     def get_transform(self, image: np.ndarray) -> TransformList:
@@ -282,9 +257,7 @@ class RandomCrop_CategoryAreaConstraint(Augmentation):
 
     _TRIES = 10
 
-    def __init__(
-        self, crop_type: str, crop_size, single_category_max_area: float = 1.0, ignored_category: int = None
-    ):
+    def __init__(self, crop_type: str, crop_size, single_category_max_area: float = 1.0, ignored_category: int = None):
         self.crop_aug = RandomCrop(crop_type, crop_size)
         self.crop_type = crop_type
         self.crop_size = crop_size
@@ -472,14 +445,10 @@ class RandomLighting(Augmentation):
 
     def __init__(self, scale: float):
         self.scale = scale
-        self.eigen_vecs = np.array(
-            [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
-        )
+        self.eigen_vecs = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
         self.eigen_vals = np.array([0.2175, 0.0188, 0.0045])
 
     def get_transform(self, image: np.ndarray) -> Transform:
         assert image.shape[-1] == 3, f"Lighting is defined for RGB images, got the shape {image.shape}."
         weights = np.random.normal(scale=self.scale, size=3)
-        return BlendTransform(
-            src_image=self.eigen_vecs.dot(weights * self.eigen_vals), src_weight=1.0, dst_weight=1.0
-        )
+        return BlendTransform(src_image=self.eigen_vecs.dot(weights * self.eigen_vals), src_weight=1.0, dst_weight=1.0)

@@ -51,11 +51,8 @@ class ExtentTransform(Transform):
         height, width = self.output_size
         picture = _to_pil(img)
         picture = picture.transform(
-            size=(width, height),
-            method=Image.EXTENT,
-            data=self.src_rect,
-            resample=self.interp if interp is None else interp,
-            fillcolor=(self.fill,) * len(picture.getbands()),
+            size=(width, height), method=Image.EXTENT, data=self.src_rect,
+            resample=self.interp if interp is None else interp, fillcolor=(self.fill,) * len(picture.getbands()),
         )
         return _from_pil(picture, img)
 

@@ -5,14 +5,6 @@ from .build import BACKBONE_REGISTRY, build_backbone
 from .fpn import FPN
 from .mvit import MViT
 from .regnet import RegNet
-from .resnet import (
-    BasicBlock,
-    BasicStem,
-    BottleneckBlock,
-    ResNet,
-    ResNetBlockBase,
-    build_resnet_backbone,
-    make_stage,
-)
+from .resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet, ResNetBlockBase, build_resnet_backbone, make_stage
 from .swin import SwinTransformer
 from .vit import SimpleFeaturePyramid, ViT, get_vit_lr_decay_rate

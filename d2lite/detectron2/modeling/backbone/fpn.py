@@ -58,11 +58,7 @@ class FPN(Backbone):
     @staticmethod
     def _conv(in_channels, out_channels, kernel_size, norm):
         conv = Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size=kernel_size,
-            padding=kernel_size // 2,
-            bias=norm == "",
+            in_channels, out_channels, kernel_size=kernel_size, padding=kernel_size // 2, bias=norm == "",
             norm=get_norm(norm, out_channels),
         )
         weight_init.c2_xavier_fill(conv)
@@ -125,12 +121,8 @@ class LastLevelP6P7(nn.Module):
 
 def _fpn(cfg, bottom_up, top_block):
     return FPN(
-        bottom_up=bottom_up,
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=top_block,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        bottom_up=bottom_up, in_features=cfg.MODEL.FPN.IN_FEATURES, out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM, top_block=top_block, fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
 
 

@@ -9,14 +9,8 @@ from detectron2.modeling.backbone.backbone import Backbone
 from detectron2.modeling.backbone.build import BACKBONE_REGISTRY
 
 __all__ = [
-    "ResNetBlockBase",
-    "BasicBlock",
-    "BottleneckBlock",
-    "DeformBottleneckBlock",
-    "BasicStem",
-    "ResNet",
-    "make_stage",
-    "build_resnet_backbone",
+    "ResNetBlockBase", "BasicBlock", "BottleneckBlock", "DeformBottleneckBlock", "BasicStem", "ResNet",
+    "make_stage", "build_resnet_backbone",
 ]
 
 ResNetBlockBase = CNNBlockBase
@@ -34,15 +28,8 @@ _BLOCKS_PER_STAGE = {
 def _conv(in_channels, out_channels, kernel_size, norm, stride=1, dilation=1, groups=1):
     """A convolution without bias that keeps the size at stride 1, with its norm and MSRA initialisation."""
     conv = Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=dilation * (kernel_size // 2),
-        dilation=dilation,
-        groups=groups,
-        bias=False,
-        norm=get_norm(norm, out_channels),
+        in_channels, out_channels, kernel_size=kernel_size, stride=stride, padding=dilation * (kernel_size // 2),
+        dilation=dilation, groups=groups, bias=False, norm=get_norm(norm, out_channels),
     )
     weight_init.c2_msra_fill(conv)
     return conv
@@ -88,15 +75,7 @@ class BottleneckBlock(_ResidualBlock):
     """
 
     def __init__(
-        self,
-        in_channels,
-        out_channels,
-        *,
-        bottleneck_channels,
-        stride=1,
-        num_groups=1,
-        norm="BN",
-        stride_in_1x1=False,
+        self, in_channels, out_channels, *, bottleneck_channels, stride=1, num_groups=1, norm="BN", stride_in_1x1=False,
         dilation=1,
     ):
         super().__init__(in_channels, out_channels, stride, norm)
@@ -246,12 +225,8 @@ class ResNet(Backbone):
                 kwargs["bottleneck_channels"] = out_channels // 4
             stages.append(
                 ResNet.make_stage(
-                    block_class,
-                    num_blocks,
-                    stride_per_block=[stride] + [1] * (num_blocks - 1),
-                    in_channels=in_channels,
-                    out_channels=out_channels,
-                    **kwargs,
+                    block_class, num_blocks, stride_per_block=[stride] + [1] * (num_blocks - 1),
+                    in_channels=in_channels, out_channels=out_channels, **kwargs,
                 )
             )
         return stages
@@ -279,9 +254,7 @@ def build_resnet_backbone(cfg, input_shape):
         if depth not in (18, 34):
             block_class = DeformBottleneckBlock if options.DEFORM_ON_PER_STAGE[index] else BottleneckBlock
             blocks.update(
-                bottleneck_channels=width,
-                stride_in_1x1=options.STRIDE_IN_1X1,
-                dilation=dilation,
+                bottleneck_channels=width, stride_in_1x1=options.STRIDE_IN_1X1, dilation=dilation,
                 num_groups=options.NUM_GROUPS,
             )
         stages.append((block_class, num_blocks, dict(blocks, in_channels=in_channels, out_channels=out_channels)))

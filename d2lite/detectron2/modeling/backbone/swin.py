@@ -113,19 +113,8 @@ class SwinTransformerBlock(nn.Module):
     """Window attention and an MLP, each with norm before and residual; the windows are shifted by `shift_size`."""
 
     def __init__(
-        self,
-        dim,
-        num_heads,
-        window_size=7,
-        shift_size=0,
-        mlp_ratio=4.0,
-        qkv_bias=True,
-        qk_scale=None,
-        drop=0.0,
-        attn_drop=0.0,
-        drop_path=0.0,
-        act_layer=nn.GELU,
-        norm_layer=nn.LayerNorm,
+        self, dim, num_heads, window_size=7, shift_size=0, mlp_ratio=4.0, qkv_bias=True, qk_scale=None, drop=0.0,
+        attn_drop=0.0, drop_path=0.0, act_layer=nn.GELU, norm_layer=nn.LayerNorm,
     ):
         super().__init__()
         assert 0 <= shift_size < window_size, f"the shift {shift_size} must be smaller than the window {window_size}"
@@ -196,20 +185,8 @@ class BasicLayer(nn.Module):
     """One stage: blocks, every second with shifted windows, then an optional downsampling."""
 
     def __init__(
-        self,
-        dim,
-        depth,
-        num_heads,
-        window_size=7,
-        mlp_ratio=4.0,
-        qkv_bias=True,
-        qk_scale=None,
-        drop=0.0,
-        attn_drop=0.0,
-        drop_path=0.0,
-        norm_layer=nn.LayerNorm,
-        downsample=None,
-        use_checkpoint=False,
+        self, dim, depth, num_heads, window_size=7, mlp_ratio=4.0, qkv_bias=True, qk_scale=None, drop=0.0,
+        attn_drop=0.0, drop_path=0.0, norm_layer=nn.LayerNorm, downsample=None, use_checkpoint=False,
     ):
         super().__init__()
         self.window_size = window_size
@@ -218,15 +195,8 @@ class BasicLayer(nn.Module):
         self.use_checkpoint = use_checkpoint
         self.blocks = nn.ModuleList(
             SwinTransformerBlock(
-                dim,
-                num_heads,
-                window_size,
-                shift_size=self.shift_size if index % 2 else 0,
-                mlp_ratio=mlp_ratio,
-                qkv_bias=qkv_bias,
-                qk_scale=qk_scale,
-                drop=drop,
-                attn_drop=attn_drop,
+                dim, num_heads, window_size, shift_size=self.shift_size if index % 2 else 0, mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias, qk_scale=qk_scale, drop=drop, attn_drop=attn_drop,
                 drop_path=drop_path[index] if isinstance(drop_path, (list, tuple)) else drop_path,
                 norm_layer=norm_layer,
             )
@@ -282,26 +252,10 @@ class SwinTransformer(Backbone):
     """
 
     def __init__(
-        self,
-        pretrain_img_size=224,
-        patch_size=4,
-        in_chans=3,
-        embed_dim=96,
-        depths=(2, 2, 6, 2),
-        num_heads=(3, 6, 12, 24),
-        window_size=7,
-        mlp_ratio=4.0,
-        qkv_bias=True,
-        qk_scale=None,
-        drop_rate=0.0,
-        attn_drop_rate=0.0,
-        drop_path_rate=0.2,
-        norm_layer=nn.LayerNorm,
-        ape=False,
-        patch_norm=True,
-        out_indices=(0, 1, 2, 3),
-        frozen_stages=-1,
-        use_checkpoint=False,
+        self, pretrain_img_size=224, patch_size=4, in_chans=3, embed_dim=96, depths=(2, 2, 6, 2),
+        num_heads=(3, 6, 12, 24), window_size=7, mlp_ratio=4.0, qkv_bias=True, qk_scale=None, drop_rate=0.0,
+        attn_drop_rate=0.0, drop_path_rate=0.2, norm_layer=nn.LayerNorm, ape=False, patch_norm=True,
+        out_indices=(0, 1, 2, 3), frozen_stages=-1, use_checkpoint=False,
     ):
         super().__init__()
         self.pretrain_img_size = pretrain_img_size
@@ -325,19 +279,10 @@ class SwinTransformer(Backbone):
         for stage, depth in enumerate(depths):
             self.layers.append(
                 BasicLayer(
-                    dim=self.num_features[stage],
-                    depth=depth,
-                    num_heads=num_heads[stage],
-                    window_size=window_size,
-                    mlp_ratio=mlp_ratio,
-                    qkv_bias=qkv_bias,
-                    qk_scale=qk_scale,
-                    drop=drop_rate,
-                    attn_drop=attn_drop_rate,
-                    drop_path=rates[sum(depths[:stage]) : sum(depths[: stage + 1])],
-                    norm_layer=norm_layer,
-                    downsample=PatchMerging if stage < self.num_layers - 1 else None,
-                    use_checkpoint=use_checkpoint,
+                    dim=self.num_features[stage], depth=depth, num_heads=num_heads[stage], window_size=window_size,
+                    mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, qk_scale=qk_scale, drop=drop_rate, attn_drop=attn_drop_rate,
+                    drop_path=rates[sum(depths[:stage]) : sum(depths[: stage + 1])], norm_layer=norm_layer,
+                    downsample=PatchMerging if stage < self.num_layers - 1 else None, use_checkpoint=use_checkpoint,
                 )
             )
         for stage in out_indices:

@@ -14,11 +14,6 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSche
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
         return build_d2_lr_scheduler(cfg, optimizer)
     return WarmupPolyLR(
-        optimizer,
-        solver.MAX_ITER,
-        warmup_factor=solver.WARMUP_FACTOR,
-        warmup_iters=solver.WARMUP_ITERS,
-        warmup_method=solver.WARMUP_METHOD,
-        power=solver.POLY_LR_POWER,
-        constant_ending=solver.POLY_LR_CONSTANT_ENDING,
+        optimizer, solver.MAX_ITER, warmup_factor=solver.WARMUP_FACTOR, warmup_iters=solver.WARMUP_ITERS,
+        warmup_method=solver.WARMUP_METHOD, power=solver.POLY_LR_POWER, constant_ending=solver.POLY_LR_CONSTANT_ENDING,
     )

@@ -7,15 +7,8 @@ class WarmupPolyLR(LRScheduler):
     """``base_lr * warm-up * (1 - iteration / max_iters) ** power``, as DeepLab trains."""
 
     def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        max_iters: int,
-        warmup_factor: float = 0.001,
-        warmup_iters: int = 1000,
-        warmup_method: str = "linear",
-        last_epoch: int = -1,
-        power: float = 0.9,
-        constant_ending: float = 0.0,
+        self, optimizer: torch.optim.Optimizer, max_iters: int, warmup_factor: float = 0.001, warmup_iters: int = 1000,
+        warmup_method: str = "linear", last_epoch: int = -1, power: float = 0.9, constant_ending: float = 0.0,
     ):
         """
         Args:

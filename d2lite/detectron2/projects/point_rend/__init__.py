@@ -4,12 +4,3 @@ from .config import add_pointrend_config
 from .mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
 from .roi_heads import PointRendROIHeads
 from .semantic_seg import PointRendSemSegHead
-
-__all__ = [
-    "ColorAugSSDTransform",
-    "ImplicitPointRendMaskHead",
-    "PointRendMaskHead",
-    "PointRendROIHeads",
-    "PointRendSemSegHead",
-    "add_pointrend_config",
-]

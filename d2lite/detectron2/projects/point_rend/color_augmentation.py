@@ -13,14 +13,8 @@ class ColorAugSSDTransform(Transform):
     """
 
     def __init__(
-        self,
-        img_format,
-        brightness_delta=32,
-        contrast_low=0.5,
-        contrast_high=1.5,
-        saturation_low=0.5,
-        saturation_high=1.5,
-        hue_delta=18,
+        self, img_format, brightness_delta=32, contrast_low=0.5, contrast_high=1.5, saturation_low=0.5,
+        saturation_high=1.5, hue_delta=18,
     ):
         """
         Args:
