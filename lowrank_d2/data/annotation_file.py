@@ -11,7 +11,7 @@ def load_json(path: str | Path) -> object:
     """Reads a json file in UTF-8, with or without a byte order mark.
 
     Raises:
-        DataError: missing, in another encoding, cut off or no json; with line and column.
+        DataError: missing, empty, a web page, in another encoding, cut off or no json; with line and column.
     """
     path = Path(path)
     try:
@@ -20,6 +20,10 @@ def load_json(path: str | Path) -> object:
         raise DataError(f"The annotation file {path} cannot be read: {error.strerror}. Check the path.") from error
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:4]:
         raise DataError(f"{path} is encoded in UTF-16 or UTF-32. Save it as UTF-8.")
+    if not content.strip():
+        raise DataError(f"{path} is empty ({len(content)} bytes): an incomplete download? Export or copy it again.")
+    if content.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        raise DataError(f"{path} is a web page, not json: the download went wrong. Fetch the file itself.")
     try:
         text = content.decode("utf-8-sig")
         return json.loads(text)

@@ -161,7 +161,7 @@ def _with_images(read: Callable[[], CocoData], subject: str, options: dict) -> C
         raise
     except DataError as error:
         report = Report(subject)
-        report.add("error", "unreadable-dataset", subject, str(error))
+        report.add("error", "unreadable-dataset", "", str(error))
         return CocoData([], [], [], report)
     check_images(data.records, data.report, **options)
     if not data.records and not data.report.of("error"):

@@ -25,6 +25,7 @@ ORPHANS_ALLOWED = 0.1  # share of annotations without image above which the file
 BOXES_ONLY = 0.5  # share of annotations without mask above which the file is taken for one of boxes
 LONGEST_SIDE = 1_000_000  # pixels; no image is longer
 BOX_TOLERANCE = 2.0  # pixels by which a box may differ from its mask
+_IMAGE_KEYS = ("id", "file_name", "height", "width")
 _SAY_ROOT = "root rows (supercategory of others, no annotation) are left out"
 
 
@@ -183,9 +184,9 @@ class _Reader:
     def _images(self, rows: list) -> dict[int, dict]:
         """Records without annotations by image id."""
         records: dict[int, dict] = {}
-        self.unusable: set[int] = set()  # known images that are left out
+        self.unusable = _ids_of_damaged(rows, _IMAGE_KEYS)  # known images that are left out
         owner: dict[str, str] = {}  # path -> the file_name that was read liberally to reach it
-        for position, row in self._with_keys(rows, "images", ("id", "file_name", "height", "width")):
+        for position, row in self._with_keys(rows, "images", _IMAGE_KEYS):
             where = f"images[{position}]"
             key = self._id(row["id"], where)
             if key is None:
@@ -456,6 +457,12 @@ def _integer(value: object) -> int | None:
         return int(number) if number == int(number) else None
     except (ValueError, OverflowError):
         return None
+
+
+def _ids_of_damaged(rows: list, keys: Sequence[str]) -> set[int]:
+    """Ids of the rows that lack one of `keys`: already reported, so what belongs to them is no second mistake."""
+    mappings = [row for row in rows if isinstance(row, dict) and any(row.get(key) is None for key in keys)]
+    return {number for number in (_integer(row.get("id")) for row in mappings) if number is not None}
 
 
 def _folded(name: str) -> str:

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import stat
+import unicodedata
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from lowrank_d2.errors import DataError
 
 MAX_PIXELS = 178_956_970  # above this Pillow suspects a decompression bomb
 EXIF_CHOICES = ("apply", "ignore")
+HINTED_FILES = 20_000  # among which a missing name is searched for a hint
 _ORIENTATION = 0x0112
 _SWAPPING = (5, 6, 7, 8)  # orientations that exchange width and height
 _HASH_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")  # Label Studio puts one before uploaded names
@@ -96,23 +98,35 @@ class ImageFolder:
 
     def _hint(self, given: str) -> str:
         base = os.path.basename(given)
-        names = self._names
-        same = [name for name in names if name.lower() == base.lower()]
+        if base in self._below:
+            return f" (there is {self._below[base]})"
+        same = [path for name, path in self._below.items() if name.lower() == base.lower()]
         if same:
             return f" (there is {same[0]}: upper and lower case differ)"
-        near = difflib.get_close_matches(base, names[:2000], 1, 0.8)
-        return f" (near: {near[0]})" if near else ""
+        near = difflib.get_close_matches(base, list(self._below)[:2000], 1, 0.8)
+        return f" (near: {self._below[near[0]]})" if near else ""
 
     @functools.cached_property
-    def _names(self) -> list[str]:
-        return sorted(entry.name for entry in os.scandir(self.folder))
+    def _below(self) -> dict[str, str]:
+        """Path inside the folder by name, of the first many files at any depth; shallow ones win."""
+        found: dict[str, str] = {}
+        for folder, folders, names in os.walk(self.folder):
+            folders.sort()
+            for name in sorted(names):
+                found.setdefault(name, os.path.relpath(os.path.join(folder, name), self.folder))
+            if len(found) > HINTED_FILES:
+                break
+        return found
 
 
 def _readings(name: str) -> Iterator[str]:
     """Ways to read a name, from literal to liberal, each once."""
     decoded = unquote(name)
     base, decoded_base = os.path.basename(name), os.path.basename(decoded)
-    yield from dict.fromkeys([name, decoded, base, decoded_base, _HASH_PREFIX.sub("", decoded_base)])
+    readings = [name, decoded, base, decoded_base, _HASH_PREFIX.sub("", decoded_base)]
+    # One file system keeps an accented letter whole, another splits it in two characters.
+    forms = [unicodedata.normalize(form, reading) for form in ("NFC", "NFD") for reading in readings]
+    yield from dict.fromkeys(readings + forms)
 
 
 def read_header(path: str, max_pixels: int = MAX_PIXELS, decode: bool = False) -> Header:

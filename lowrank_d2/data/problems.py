@@ -37,8 +37,10 @@ class Problem:
     examples: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
+        if not self.examples:
+            return f"{self.what} {self.fix}".rstrip()
         shown = "; ".join(self.examples)
-        more = f"; and {self.count - len(self.examples)} more" if self.count > len(self.examples) > 0 else ""
+        more = f"; and {self.count - len(self.examples)} more" if self.count > len(self.examples) else ""
         return f"{self.what} ({self.count}): {shown}{more}. {self.fix}".rstrip()
 
 
@@ -50,10 +52,13 @@ class Report:
         self._problems: dict[tuple[str, str], Problem] = {}
 
     def add(self, level: str, kind: str, where: str, what: str, fix: str = "", count: int = 1) -> None:
-        """Notes one place; `what` and `fix` of the first call for a kind stand for all of it."""
+        """Notes one place; `what` and `fix` of the first call for a kind stand for all of it.
+
+        An empty `where` is for a `what` that says by itself what is wrong, where and how to mend it.
+        """
         problem = self._problems.setdefault((level, kind), Problem(level, kind, what, fix))
         problem.count += count
-        if len(problem.examples) < EXAMPLES:
+        if where and len(problem.examples) < EXAMPLES:
             problem.examples.append(where)
 
     def __iter__(self) -> Iterator[Problem]:

@@ -4,6 +4,7 @@ counted."""
 import json
 import os
 import time
+import unicodedata
 
 import numpy as np
 import pytest
@@ -78,7 +79,8 @@ def test_a_clean_dataset_has_no_problem(own):
         (b'{"images": [{"id": "unterminated', ["incomplete download"]),
         ('{"images": []}'.encode("utf-16"), ["UTF-16"]),
         (b'{"name": "\xff"}', ["UTF-8", "0xff"]),
-        (b"", ["incomplete download"]),
+        (b"", ["empty (0 bytes)", "incomplete download"]),
+        (b" <HTML><p>404", ["a web page"]),
     ],
 )
 def test_a_file_that_is_no_json(tmp_path, content, words):
@@ -159,6 +161,18 @@ def test_annotations_of_unknown_images(own):
     assert report["too-many-orphans"].level == "error" and "8 of 39" in str(report["too-many-orphans"])
 
 
+def test_annotations_of_a_damaged_image_row_are_no_second_mistake(own):
+    for row in own.content["images"]:
+        del row["height"]
+    assert "images[0] has no 'height'" in error_of(own, "missing-key")
+
+
+def test_what_makes_a_whole_file_unusable_is_said_once(own):
+    own.save()
+    text = str(check_json(own.json, own.images / "nowhere").report["unreadable-dataset"])
+    assert text.endswith("Name the folder that holds the images.") and "(1)" not in text
+
+
 # Rows 6 to 8, 44, 45: image files
 
 
@@ -168,6 +182,20 @@ def test_a_missing_image_names_what_is_near(own):
     assert "2.png" in text and "2.PNG" in text and str(own.images) in text and "--skip-missing" in text
     data = check(own, skip_missing=True)
     assert len(data.records) == 3 and data.report["missing-image"].level == "warning"
+
+
+def test_a_missing_image_that_lies_deeper_is_named_with_its_folder(own):
+    (own.images / "sub" / "deep").mkdir(parents=True)
+    (own.images / "2.png").rename(own.images / "sub" / "deep" / "2.png")
+    assert "images[1]: 2.png (there is sub/deep/2.png)" in error_of(own, "missing-image")
+
+
+@pytest.mark.parametrize("written, stored", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_may_be_composed_or_decomposed(own, written, stored):
+    (own.images / "2.png").rename(own.images / unicodedata.normalize(stored, "größe.png"))
+    own.content["images"][1]["file_name"] = unicodedata.normalize(written, "größe.png")
+    data = check(own)
+    assert [found.kind for found in data.report] == ["file-name"] and len(data.records) == 4
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -585,7 +613,8 @@ def test_no_damage_to_a_file_is_a_bug(own, seed):
     for _ in range(60):
         own.content = mutated(clean, rng)
         report = check(own).report
-        assert all(found.what and found.count >= len(found.examples) > 0 for found in report)
+        assert all(found.what and found.count >= len(found.examples) for found in report)
+        assert all(found.examples or found.kind == "unreadable-dataset" for found in report)
 
 
 def test_the_report_shows_three_examples_and_the_count(own):

@@ -250,12 +250,27 @@ def test_own_data_with_a_validation_file(own):
 
 
 def test_the_split_is_a_tenth_and_depends_on_ids_and_seed_alone():
-    records = [{"image_id": number} for number in range(200)]
+    records = [{"image_id": number, "annotations": [{}]} for number in range(200)]
     train, val = split_records(records, seed=3)
     assert len(val) == 20 and len(train) == 180 and not {r["image_id"] for r in train} & {r["image_id"] for r in val}
     assert split_records(records[::-1], seed=3) == (train, val)
     assert split_records(records, seed=4)[1] != val
     assert len(split_records(records[:2])[1]) == 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_split_holds_out_its_share_of_images_with_and_without_objects(seed):
+    records = [{"image_id": number, "annotations": [{}] * (number % 10 == 0)} for number in range(100)]
+    val = split_records(records, seed)[1]
+    assert [sum(bool(record["annotations"]) == some for record in val) for some in (True, False)] == [1, 9]
+    one_of_two = split_records(records[:2], seed)[1]
+    assert one_of_two == records[1:2]
+
+
+def test_one_image_cannot_be_split(own):
+    own.content["images"], own.content["annotations"] = own.content["images"][:1], own.annotations[:1]
+    with pytest.raises(DataError, match="a.json has 1 image, too few to hold one out .* --val-json"):
+        register_own(own.save().json, own.images)
 
 
 @pytest.mark.parametrize("name", ["zerowaste_val", "ndd20_val"])

@@ -41,6 +41,10 @@ def register_own(
     if val_json is None:
         if len(data.records) < 2:
             data.report.raise_errors()  # which may be why so few are left
+            raise DataError(
+                f"{train_json} has {len(data.records)} image, too few to hold one out for validation. "
+                "Give validation data with --val-json and --val-images."
+            )
         train, val = split_records(data.records, seed)
         if len(data.records) < 10:
             data.report.add(
@@ -73,21 +77,21 @@ def register_json(
 
 
 def split_records(records: Sequence[dict], seed: int = 0, share: float = 0.1) -> tuple[list[dict], list[dict]]:
-    """Divides records into (train, val) at random but repeatably: a function of the image ids and the seed alone.
+    """Divides records into (train, val) at random but repeatably, by the seed, the image ids and which have objects.
 
-    Raises:
-        DataError: there is only one image.
+    Images with and without objects are divided apart, so that val holds its share of both and always an object when
+    two images have some. There must be two records or more.
     """
-    if len(records) < 2:
-        raise DataError(
-            f"{len(records)} image cannot be divided into train and val. Give a validation file with --val-json."
-        )
     ordered = sorted(records, key=lambda record: record["image_id"])
-    held_out = set(
-        np.random.default_rng(seed).permutation(len(ordered))[: max(1, round(share * len(ordered)))].tolist()
-    )
-    train = [record for position, record in enumerate(ordered) if position not in held_out]
-    return train, [record for position, record in enumerate(ordered) if position in held_out]
+    random = np.random.default_rng(seed)
+    held_out: set[int] = set()
+    for annotated in (True, False):
+        places = [place for place, record in enumerate(ordered) if bool(record["annotations"]) == annotated]
+        count = max(round(share * len(places)), int(annotated and len(places) > 1))
+        held_out.update(places[index] for index in random.permutation(len(places))[:count])
+    held_out = held_out or {places[-1]}
+    train = [record for place, record in enumerate(ordered) if place not in held_out]
+    return train, [record for place, record in enumerate(ordered) if place in held_out]
 
 
 def _register(name: str, data: CocoData) -> None:
