@@ -39,6 +39,7 @@ ABSENT = {
     " < export: dump_torchscript_IR scripting_with_instances",
     "export.torchscript_patch": "patch_builtin_len patch_nonscriptable_classes"
     " < export.torchscript: freeze_training_mode patch_instances",
+    "layers.losses": "ciou_loss diou_loss",
     "layers.deform_conv": "DeformConv ModulatedDeformConv deform_conv modulated_deform_conv",
     "layers.roi_align_rotated": "ROIAlignRotated roi_align_rotated",
     "layers.rotated_boxes": "pairwise_iou_rotated",
@@ -112,6 +113,7 @@ ABSENT = {
     "tracking.iou_weighted_hungarian_bbox_iou_tracker": "< tracking: IOUWeightedHungarianBBoxIOUTracker",
     "tracking.utils": "LARGE_COST_VALUE < tracking: create_prediction_pairs",
     "tracking.vanilla_hungarian_bbox_iou_tracker": "< tracking: VanillaHungarianBBoxIOUTracker",
+    "utils.develop": "create_dummy_class create_dummy_func",
     "utils.video_visualizer": "VideoVisualizer",
 }
 

@@ -21,6 +21,8 @@ REFUSED_FUNCTIONS = [
     ("detectron2.export", "scripting_with_instances"),
     ("detectron2.export.torchscript", "patch_instances"),
     ("detectron2.utils.analysis", "flop_count_operators"),
+    ("detectron2.layers", "ciou_loss"),
+    ("detectron2.structures", "heatmaps_to_keypoints"),
     ("detectron2.projects.deeplab", "build_resnet_deeplab_backbone"),
 ]
 REFUSED_CLASSES = [
@@ -31,6 +33,9 @@ REFUSED_CLASSES = [
     ("detectron2.export", "TracingAdapter"),
     ("detectron2.tracking", "BBoxIOUTracker"),
     ("detectron2.utils.video_visualizer", "VideoVisualizer"),
+    ("detectron2.engine.hooks", "TorchProfiler"),
+    ("detectron2.layers", "CycleBatchNormList"),
+    ("detectron2.solver", "WarmupMultiStepLR"),
     ("detectron2.evaluation", "COCOPanopticEvaluator"),
     ("detectron2.projects.deeplab", "DeepLabV3PlusHead"),
     ("detectron2.projects.point_rend", "PointRendMaskHead"),

@@ -32,6 +32,7 @@ _EXIF_ORIENT = 274  # the tag's number
 
 transform_proposals = refused("transform_proposals", __name__)
 annotations_to_instances_rotated = refused("annotations_to_instances_rotated", __name__)
+get_fed_loss_cls_weights = refused("get_fed_loss_cls_weights", __name__)
 
 
 class SizeMismatchError(ValueError):
@@ -294,14 +295,6 @@ def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> list[in
     partner.update({right: left for left, right in metadata.keypoint_flip_map})
     keypoints = list(metadata.keypoint_names)
     return [keypoints.index(partner.get(name, name)) for name in keypoints]
-
-
-def get_fed_loss_cls_weights(dataset_names: str | Sequence[str], freq_weight_power: float = 1.0) -> torch.Tensor:
-    """(C,) sampling weights of federated loss: the metadata's class_image_count to a power."""
-    names = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
-    check_metadata_consistency("class_image_count", names)
-    counts = sorted(MetadataCatalog.get(names[0]).class_image_count, key=lambda entry: entry["id"])
-    return torch.tensor([entry["image_count"] for entry in counts], dtype=torch.float32) ** freq_weight_power
 
 
 def gen_crop_transform_with_instance(

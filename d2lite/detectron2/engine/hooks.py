@@ -1,15 +1,12 @@
-"""Hooks: timing, learning rate, checkpoints, evaluation, writing, profiling."""
+"""Hooks: timing, learning rate, checkpoints, evaluation, writing. Those that profile need a full Detectron2."""
 import datetime
 import itertools
 import logging
 import math
 import operator
-import os
-import tempfile
 import time
 from collections import Counter
 
-import torch
 from fvcore.common.checkpoint import Checkpointer
 from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 from fvcore.common.param_scheduler import ParamScheduler
@@ -17,17 +14,22 @@ from fvcore.common.timer import Timer
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 
 import detectron2.utils.comm as comm
+from detectron2._lite import refused_class
 from detectron2.engine.train_loop import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver import LRMultiplier
 from detectron2.solver import LRScheduler as _LRScheduler
 from detectron2.utils.events import EventStorage
-from detectron2.utils.file_io import PathManager
 
 __all__ = [
     "CallbackHook", "IterationTimer", "PeriodicWriter", "PeriodicCheckpointer", "BestCheckpointer", "LRScheduler",
     "AutogradProfiler", "EvalHook", "PreciseBN", "TorchProfiler", "TorchMemoryStats",
 ]
+
+
+TorchProfiler = refused_class("TorchProfiler", __name__, HookBase)
+AutogradProfiler = refused_class("AutogradProfiler", __name__, HookBase)
+TorchMemoryStats = refused_class("TorchMemoryStats", __name__, HookBase)
 
 
 def _is_due(trainer, period):
@@ -248,63 +250,6 @@ class LRScheduler(HookBase):
             self.scheduler.load_state_dict(state_dict)
 
 
-class TorchProfiler(HookBase):
-    """Profiles the iterations for which `enable_predicate(trainer)` holds.
-
-    Args:
-        output_dir: gets log/ for TensorBoard, or profiler-trace-iter<n>.json for a trace viewer.
-        activities: of torch.profiler; None is the CPU and, if there is one, the GPU.
-        save_tensorboard: which of both.
-    """
-
-    def __init__(self, enable_predicate, output_dir, *, activities=None, save_tensorboard=True):
-        self._enable_predicate = enable_predicate
-        self._output_dir = output_dir
-        self._activities = activities
-        self._save_tensorboard = save_tensorboard
-        self._profiler = None
-
-    def before_step(self):
-        if not self._enable_predicate(self.trainer):
-            return
-        on_trace_ready = None
-        if self._save_tensorboard:
-            on_trace_ready = torch.profiler.tensorboard_trace_handler(
-                os.path.join(self._output_dir, "log", f"profiler-tensorboard-iter{self.trainer.iter}"),
-                f"worker{comm.get_rank()}",
-            )
-        self._profiler = torch.profiler.profile(
-            activities=self._activities, on_trace_ready=on_trace_ready, record_shapes=True, profile_memory=True,
-            with_stack=True, with_flops=True,
-        )
-        self._profiler.__enter__()
-
-    def after_step(self):
-        if self._profiler is None:
-            return
-        profiler, self._profiler = self._profiler, None
-        profiler.__exit__(None, None, None)
-        if self._save_tensorboard:
-            return
-        PathManager.mkdirs(self._output_dir)
-        path = os.path.join(self._output_dir, f"profiler-trace-iter{self.trainer.iter}.json")
-        with tempfile.TemporaryDirectory() as folder:  # the profiler writes local files only
-            local = os.path.join(folder, "trace.json")
-            profiler.export_chrome_trace(local)
-            with open(local) as source, PathManager.open(path, "w") as target:
-                target.write(source.read())
-
-
-class AutogradProfiler(TorchProfiler):
-    """TorchProfiler that writes traces, of the CPU alone unless `use_cuda` and there is a GPU."""
-
-    def __init__(self, enable_predicate, output_dir, *, use_cuda=True):
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if use_cuda and torch.cuda.is_available():
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        super().__init__(enable_predicate, output_dir, activities=activities, save_tensorboard=False)
-
-
 class EvalHook(HookBase):
     """Evaluates every `eval_period` iterations and after training, and stores the results as scalars.
 
@@ -379,32 +324,3 @@ class PreciseBN(HookBase):
         with EventStorage():
             self._logger.info("Computing BatchNorm statistics over %d batches", self._num_iter)
             update_bn_stats(self._model, batches, self._num_iter)
-
-
-class TorchMemoryStats(HookBase):
-    """Logs the GPU's memory every `period` iterations, at most `max_runs` times."""
-
-    def __init__(self, period=20, max_runs=10):
-        self._period = period
-        self._max_runs = max_runs
-        self._runs = 0
-
-    def after_step(self):
-        finished = self.trainer.iter + 1
-        due = finished % self._period == 0 or finished == self.trainer.max_iter
-        if not due or self._runs >= self._max_runs or not torch.cuda.is_available():
-            return
-        self._runs += 1
-        reserved, peak_reserved, allocated, peak_allocated = (
-            measure() / 2**20
-            for measure in (
-                torch.cuda.memory_reserved, torch.cuda.max_memory_reserved, torch.cuda.memory_allocated,
-                torch.cuda.max_memory_allocated,
-            )
-        )
-        logging.getLogger(__name__).info(
-            "iter: %d  reserved_mem: %.0fMB  max_reserved_mem: %.0fMB  "
-            "allocated_mem: %.0fMB  max_allocated_mem: %.0fMB",
-            self.trainer.iter, reserved, peak_reserved, allocated, peak_allocated,
-        )
-        torch.cuda.reset_peak_memory_stats()

@@ -7,7 +7,6 @@ import logging
 import os
 from collections import OrderedDict
 
-import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
@@ -75,9 +74,7 @@ class SemSegEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         # [prediction, ground truth]; the last row and column stand for pixels without a label.
-        shape = (self._num_classes + 1, self._num_classes + 1)
-        self._conf_matrix = np.zeros(shape, dtype=np.int64)
-        self._b_conf_matrix = np.zeros(shape, dtype=np.int64)
+        self._conf_matrix = np.zeros((self._num_classes + 1, self._num_classes + 1), dtype=np.int64)
         self._predictions: list[dict] = []
 
     def _count(self, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -96,31 +93,18 @@ class SemSegEvaluator(DatasetEvaluator):
             truth = np.array(self.sem_seg_loading_fn(self.input_file_to_gt_file[record["file_name"]], dtype=int))
             truth[truth == self._ignore_label] = self._num_classes
             self._conf_matrix += self._count(prediction, truth)
-            self._b_conf_matrix += self._count(
-                self._mask_to_boundary(prediction.astype(np.uint8)), self._mask_to_boundary(truth.astype(np.uint8))
-            )
             self._predictions.extend(self.encode_json_sem_seg(prediction, record["file_name"]))
 
-    def _mask_to_boundary(self, mask: np.ndarray, dilation_ratio: float = 0.02) -> np.ndarray:
-        """Labels near a boundary, 0 elsewhere (Cheng et al., Boundary IoU, 2021); a share of the diagonal is near."""
-        assert mask.ndim == 2, f"A label map has the shape (H, W), got {mask.shape}."
-        distance = max(1, int(round(dilation_ratio * np.hypot(*mask.shape))))
-        # The padding makes the image's border a boundary too.
-        padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-        inside = cv2.erode(padded, np.ones((3, 3), dtype=np.uint8), iterations=distance)[1:-1, 1:-1]
-        return mask - inside
-
     def evaluate(self) -> OrderedDict | None:
-        """{"sem_seg": {mIoU, fwIoU, IoU-<class>, BoundaryIoU-<class>, min(IoU, B-Iou)-<class>, mACC, pACC,
-        ACC-<class>}}; None on other processes than the main one."""
+        """{"sem_seg": {mIoU, fwIoU, IoU-<class>, mACC, pACC, ACC-<class>}}; None on other processes than the main
+        one."""
         if self._distributed:
             comm.synchronize()
-            matrices = comm.gather((self._conf_matrix, self._b_conf_matrix), dst=0)
+            matrices = comm.gather(self._conf_matrix, dst=0)
             predictions = comm.gather(self._predictions, dst=0)
             if not comm.is_main_process():
                 return None
-            self._conf_matrix = sum(matrix for matrix, _ in matrices)
-            self._b_conf_matrix = sum(matrix for _, matrix in matrices)
+            self._conf_matrix = sum(matrices)
             self._predictions = list(itertools.chain.from_iterable(predictions))
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
@@ -135,19 +119,12 @@ class SemSegEvaluator(DatasetEvaluator):
         logger.info(results)
         return results
 
-    @staticmethod
-    def _iou(matrix: np.ndarray) -> np.ndarray:
-        """IoU of each class, NaN for one that is neither predicted nor true. Unlabelled pixels count as neither."""
-        right = matrix.diagonal()[:-1].astype(float)
-        true, predicted = matrix[:-1, :-1].sum(axis=0), matrix[:-1, :-1].sum(axis=1)
-        return _ratio(right, true + predicted - right)
-
     def _metrics(self) -> dict[str, float]:
         right = self._conf_matrix.diagonal()[:-1].astype(float)
         true = self._conf_matrix[:-1, :-1].sum(axis=0).astype(float)
         present = true > 0
         accuracy = _ratio(right, true)
-        iou, boundary = self._iou(self._conf_matrix), self._iou(self._b_conf_matrix)
+        iou = _ratio(right, true + self._conf_matrix[:-1, :-1].sum(axis=1) - right)
         iou[~present] = np.nan
 
         def mean(values: np.ndarray) -> float:
@@ -157,8 +134,6 @@ class SemSegEvaluator(DatasetEvaluator):
         metrics = {"mIoU": mean(iou[present]), "fwIoU": float(100 * (iou[present] * share[present]).sum())}
         for i, name in enumerate(self._class_names):
             metrics[f"IoU-{name}"] = float(100 * iou[i])
-            metrics[f"BoundaryIoU-{name}"] = float(100 * boundary[i])
-            metrics[f"min(IoU, B-Iou)-{name}"] = float(100 * min(iou[i], boundary[i]))
         metrics["mACC"] = mean(accuracy[present])
         metrics["pACC"] = float(100 * right.sum() / max(true.sum(), 1))
         for i, name in enumerate(self._class_names):

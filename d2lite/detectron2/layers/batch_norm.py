@@ -1,10 +1,13 @@
-"""Normalisation layers: frozen, synchronised, alternating, channels first, and choosing one by name."""
+"""Normalisation layers: frozen, synchronised, channels first, and choosing one by name."""
 import torch
 from fvcore.nn.distributed import differentiable_all_reduce
 from torch import nn
 from torch.nn import functional as F
 
+from detectron2._lite import refused_class
 from detectron2.utils import comm
+
+CycleBatchNormList = refused_class("CycleBatchNormList", __name__, nn.ModuleList)
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -129,37 +132,6 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
         shift = self.bias - mean * scale
         out = x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
         return out.to(input.dtype)
-
-
-class CycleBatchNormList(nn.ModuleList):
-    """Several batch normalisations that take turns and share one affine map.
-
-    For a head that sees the levels of a pyramid one after another: each level gets statistics of its own.
-    """
-
-    def __init__(self, length: int, bn_class=nn.BatchNorm2d, **kwargs):
-        """
-        Args:
-            length: the number of turns.
-            bn_class: the layer; made with ``kwargs``, which holds ``num_features``.
-        """
-        self._affine = kwargs.pop("affine", True)
-        super().__init__([bn_class(**kwargs, affine=False) for _ in range(length)])
-        if self._affine:
-            channels = self[0].num_features
-            self.weight = nn.Parameter(torch.ones(channels))
-            self.bias = nn.Parameter(torch.zeros(channels))
-        self._pos = 0
-
-    def forward(self, x):
-        normalised = self[self._pos](x)
-        self._pos = (self._pos + 1) % len(self)
-        if self._affine:
-            normalised = normalised * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
-        return normalised
-
-    def extra_repr(self):
-        return f"affine={self._affine}"
 
 
 class LayerNorm(nn.Module):

@@ -2,10 +2,16 @@
 import torch
 from torch.nn import functional as F
 
+from detectron2._lite import refused
+
 __all__ = ["paste_masks_in_image"]
 
 BYTES_PER_FLOAT = 4
 GPU_MEM_LIMIT = 1024**3  # bytes that pasting on a GPU may take at a time
+
+pad_masks = refused("pad_masks", __name__)
+paste_mask_in_image_old = refused("paste_mask_in_image_old", __name__)
+scale_boxes = refused("scale_boxes", __name__)
 
 
 def paste_masks_in_image(
@@ -68,40 +74,3 @@ def _do_paste_mask(masks: torch.Tensor, boxes: torch.Tensor, img_h: int, img_w: 
     source = masks if masks.is_floating_point() else masks.float()
     values = F.grid_sample(source, grid.to(source.dtype), align_corners=False)[:, 0]
     return values, ((slice(y_start, y_end), slice(x_start, x_end)) if skip_empty else ())
-
-
-def pad_masks(masks, padding):
-    """Put ``padding`` zero pixels around (N, M, M) masks.
-
-    Returns:
-        the padded masks, and by what factor they grew.
-    """
-    size = masks.shape[-1]
-    padded = F.pad(masks, (padding,) * 4)
-    return padded, float(size + 2 * padding) / size
-
-
-def scale_boxes(boxes, scale):
-    """(N, 4) boxes with sides times ``scale``, about their centres."""
-    centers, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * scale
-    return torch.cat([centers - half, centers + half], dim=1)
-
-
-def paste_mask_in_image_old(mask, box, img_h, img_w, threshold):
-    """Paste one mask as Detectron 1 did, resizing it to whole pixels; less exact, kept for comparisons.
-
-    Args:
-        mask: (M, M); box: (4,).
-
-    Returns:
-        uint8 (img_h, img_w)
-    """
-    x0, y0, x1, y1 = box.int().tolist()
-    size = (max(y1 - y0 + 1, 1), max(x1 - x0 + 1, 1))
-    resized = F.interpolate(mask[None, None].float(), size=size, mode="bilinear", antialias=True)[0, 0]
-    resized = (resized > threshold).to(torch.uint8) if threshold >= 0 else (resized * 255).to(torch.uint8)
-    image = torch.zeros(img_h, img_w, dtype=torch.uint8)
-    left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1 + 1, img_w), min(y1 + 1, img_h)
-    if right > left and bottom > top:
-        image[top:bottom, left:right] = resized[top - y0 : bottom - y0, left - x0 : right - x0]
-    return image

@@ -1,7 +1,4 @@
 """Learning rates as base rate x multiplier, where the multiplier is a function of the share of training done."""
-import logging
-import math
-from bisect import bisect_right
 from typing import List
 
 import torch
@@ -10,9 +7,10 @@ from fvcore.common.param_scheduler import (
 )
 from torch.optim.lr_scheduler import LRScheduler
 
-logger = logging.getLogger(__name__)
+from detectron2._lite import refused_class
 
-
+WarmupMultiStepLR = refused_class("WarmupMultiStepLR", __name__, LRScheduler)  # the schedules of before 2020
+WarmupCosineLR = refused_class("WarmupCosineLR", __name__, LRScheduler)
 
 class WarmupParamScheduler(CompositeParamScheduler):
     """`scheduler` with a warm-up before it.
@@ -69,64 +67,3 @@ class LRMultiplier(LRScheduler):
     def get_lr(self) -> List[float]:
         multiplier = self._multiplier(self.last_epoch / self._max_iter)
         return [base_lr * multiplier for base_lr in self.base_lrs]
-
-
-class _WarmedUpLR(LRScheduler):
-    """What the two schedulers of older code share: a warm-up factor that multiplies the whole schedule."""
-
-    def __init__(self, optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch):
-        logger.warning("%s is superseded by LRMultiplier with an fvcore ParamScheduler", type(self).__name__)
-        self.warmup_factor = warmup_factor
-        self.warmup_iters = warmup_iters
-        self.warmup_method = warmup_method
-        super().__init__(optimizer, last_epoch)
-
-    def _schedule(self) -> float:
-        raise NotImplementedError
-
-    def get_lr(self) -> List[float]:
-        factor = _get_warmup_factor_at_iter(self.warmup_method, self.last_epoch, self.warmup_iters, self.warmup_factor)
-        return [base_lr * factor * self._schedule() for base_lr in self.base_lrs]
-
-
-class WarmupMultiStepLR(_WarmedUpLR):
-    """Multiplies by `gamma` at each of `milestones` (increasing iterations), after a warm-up."""
-
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, milestones: List[int], gamma: float = 0.1, warmup_factor: float = 0.001,
-        warmup_iters: int = 1000, warmup_method: str = "linear", last_epoch: int = -1,
-    ):
-        if list(milestones) != sorted(milestones):
-            raise ValueError(f"milestones must increase, got {milestones}")
-        self.milestones = milestones
-        self.gamma = gamma
-        super().__init__(optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch)
-
-    def _schedule(self) -> float:
-        return self.gamma ** bisect_right(self.milestones, self.last_epoch)
-
-
-class WarmupCosineLR(_WarmedUpLR):
-    """Half a cosine from the base rate to 0 over `max_iters`, after a warm-up."""
-
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, max_iters: int, warmup_factor: float = 0.001, warmup_iters: int = 1000,
-        warmup_method: str = "linear", last_epoch: int = -1,
-    ):
-        self.max_iters = max_iters
-        super().__init__(optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch)
-
-    def _schedule(self) -> float:
-        return (1.0 + math.cos(math.pi * self.last_epoch / self.max_iters)) / 2
-
-
-def _get_warmup_factor_at_iter(method: str, iter: int, warmup_iters: int, warmup_factor: float) -> float:
-    """The factor of `iter`: 1 from `warmup_iters` on, before that `warmup_factor` or a line from it to 1."""
-    if iter >= warmup_iters:
-        return 1.0
-    if method == "constant":
-        return warmup_factor
-    if method == "linear":
-        done = iter / warmup_iters
-        return warmup_factor + (1 - warmup_factor) * done
-    raise ValueError(f"Unknown warmup method {method!r}; there are 'linear' and 'constant'")

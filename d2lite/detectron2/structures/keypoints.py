@@ -1,9 +1,12 @@
-"""Keypoints of instances, and the heatmaps from which they are predicted."""
+"""Keypoints of instances; the heatmaps from which R-CNN predicts them need a full Detectron2."""
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+
+from detectron2._lite import refused
+
+heatmaps_to_keypoints = refused("heatmaps_to_keypoints", __name__)
 
 
 class Keypoints:
@@ -47,53 +50,4 @@ class Keypoints:
         )
         return type(keypoints_list[0])(torch.cat([keypoints.tensor for keypoints in keypoints_list], dim=0))
 
-    def to_heatmap(self, boxes: torch.Tensor, heatmap_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The cell of a heatmap over its box in which each keypoint lies: the target of a classification.
-
-        Args:
-            boxes: (N, 4), one an instance.
-
-        Returns:
-            int64 (N, K) cell, row by row; int64 (N, K) 1 where the keypoint is labelled and in the box, else 0.
-        """
-        return _keypoints_to_heatmap(self.tensor, boxes, heatmap_size)
-
-
-def _keypoints_to_heatmap(
-    keypoints: torch.Tensor, rois: torch.Tensor, heatmap_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    if rois.numel() == 0:
-        return rois.new_empty(0, dtype=torch.int64), rois.new_empty(0, dtype=torch.int64)
-    points = keypoints[..., :2]
-    low, high = rois[:, None, :2], rois[:, None, 2:]
-    cells = ((points - low) * (heatmap_size / (high - low))).floor().long()
-    cells = torch.where(points == high, heatmap_size - 1, cells)  # the far side belongs to the last cell
-    in_box = ((cells >= 0) & (cells < heatmap_size)).all(dim=-1)
-    valid = (in_box & (keypoints[..., 2] > 0)).long()
-    return (cells[..., 1] * heatmap_size + cells[..., 0]) * valid, valid
-
-
-@torch.no_grad()
-def heatmaps_to_keypoints(maps: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
-    """Read keypoints out of predicted heatmaps.
-
-    Args:
-        maps: (R, K, S, S) logits.
-        rois: (R, 4) boxes that the maps cover.
-
-    Returns:
-        (R, K, 4): x, y, logit, and probability (a softmax over the map's own cells, read at full resolution).
-    """
-    keypoints = maps.new_zeros(*maps.shape[:2], 4)
-    sizes = (rois[:, 2:] - rois[:, :2]).clamp(min=1)
-    for index, (roi, size) in enumerate(zip(rois, sizes)):
-        width, height = size.ceil().int().tolist()
-        full = F.interpolate(maps[[index]], size=(height, width), mode="bicubic", align_corners=False)[0].flatten(1)
-        peak, position = full.max(dim=1)
-        total = (maps[index].flatten(1) - peak[:, None]).exp().sum(dim=1)
-        cells = torch.stack([position % width, position // width], dim=1)
-        cell_size = size / size.ceil()
-        keypoints[index, :, :2] = (cells + 0.5) * cell_size + roi[:2]
-        keypoints[index, :, 2] = peak
-        keypoints[index, :, 3] = 1 / total
-    return keypoints
+    to_heatmap = refused("Keypoints.to_heatmap", __name__)

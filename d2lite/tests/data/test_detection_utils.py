@@ -204,12 +204,6 @@ class TestMisc:
             utils.check_metadata_consistency("thing_classes", ["test_a", "test_b"])
         MetadataCatalog.remove("test_a"), MetadataCatalog.remove("test_b")
 
-    def test_federated_weights(self):
-        counts = [{"id": 2, "image_count": 9}, {"id": 1, "image_count": 4}]
-        MetadataCatalog.get("test_fed").class_image_count = counts
-        assert utils.get_fed_loss_cls_weights("test_fed", 0.5).tolist() == [2, 3]
-        MetadataCatalog.remove("test_fed")
-
     def test_augmentations_of_a_config(self):
         cfg = get_cfg()
         assert [type(a) for a in utils.build_augmentation(cfg, True)] == [T.ResizeShortestEdge, T.RandomFlip]

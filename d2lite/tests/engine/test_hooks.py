@@ -203,22 +203,3 @@ def test_precise_batch_norm_without_batch_norm(run):
     hook = hooks.PreciseBN(1, nn.Linear(1, 1), None, num_iter=3)
     train(run, [hook], 2)
     assert run.iter == 2
-
-
-def test_profiles_for_tensorboard(run, tmp_path):
-    train(run, [hooks.TorchProfiler(lambda trainer: trainer.iter == 1, str(tmp_path))], 3)
-    assert os.listdir(tmp_path / "log") == ["profiler-tensorboard-iter1"]
-    (name,) = os.listdir(tmp_path / "log" / "profiler-tensorboard-iter1")
-    assert name.startswith("worker0") and name.endswith(".pt.trace.json")
-
-
-def test_traces(run, tmp_path):
-    train(run, [hooks.TorchProfiler(lambda trainer: trainer.iter == 1, str(tmp_path), save_tensorboard=False)], 3)
-    assert os.listdir(tmp_path) == ["profiler-trace-iter1.json"]
-    assert json.loads((tmp_path / "profiler-trace-iter1.json").read_text())["traceEvents"]
-
-
-@mended
-def test_traces_of_autograd(run, tmp_path):
-    train(run, [hooks.AutogradProfiler(lambda trainer: trainer.iter == 2, str(tmp_path))], 3)
-    assert os.listdir(tmp_path) == ["profiler-trace-iter2.json"]

@@ -2,7 +2,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from detectron2.layers import CycleBatchNormList, FrozenBatchNorm2d, NaiveSyncBatchNorm, get_norm
+from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm, get_norm
 from torch import nn
 
 
@@ -79,16 +79,6 @@ def test_layer_norm_is_over_channels():
     x = torch.randn(2, 4, 3, 5)
     expected = nn.functional.layer_norm(x.permute(0, 2, 3, 1), (4,), eps=1e-6).permute(0, 3, 1, 2)
     assert torch.allclose(get_norm("LN", 4)(x), expected, atol=1e-5)
-
-
-def test_cycle_takes_turns_and_shares_the_affine_map():
-    norms = CycleBatchNormList(2, num_features=3)
-    assert norms.weight.shape == (3,) and norms[0].weight is None
-    norms(torch.randn(4, 3, 2, 2) + 5)
-    norms(torch.randn(4, 3, 2, 2) - 5)
-    norms(torch.randn(4, 3, 2, 2) + 5)
-    assert (norms[0].running_mean > 0).all() and (norms[1].running_mean < 0).all()
-    assert norms[0].num_batches_tracked == 2 and norms[1].num_batches_tracked == 1
 
 
 def _worker(rank, address, whole, results):

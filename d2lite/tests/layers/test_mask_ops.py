@@ -1,7 +1,6 @@
 import pytest
 import torch
 from detectron2.layers import paste_masks_in_image
-from detectron2.layers.mask_ops import pad_masks, paste_mask_in_image_old, scale_boxes
 from detectron2.structures import BitMasks, Boxes
 
 
@@ -44,11 +43,3 @@ def test_crop_and_paste_are_inverse():
     boxes = masks.get_bounding_boxes()
     pasted = paste_masks_in_image(masks.crop_and_resize(boxes.tensor, 28), boxes, (60, 80))[0]
     assert (pasted & ellipse).sum() / (pasted | ellipse).sum() > 0.96
-
-
-def test_padding_and_the_old_way():
-    padded, scale = pad_masks(torch.ones(1, 4, 4), 1)
-    assert padded.shape == (1, 6, 6) and padded.sum() == 16 and scale == 1.5
-    assert scale_boxes(torch.tensor([[0.0, 0, 4, 2]]), 1.5).tolist() == [[-1, -0.5, 5, 2.5]]
-    image = paste_mask_in_image_old(torch.ones(4, 4), torch.tensor([-1.0, 2, 2, 4]), 6, 6, 0.5)
-    assert image.sum() == 9 and image[2:5, :3].all()

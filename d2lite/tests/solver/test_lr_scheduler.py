@@ -7,13 +7,7 @@ from torch import nn
 
 import detectron2
 from detectron2.config import get_cfg
-from detectron2.solver import (
-    LRMultiplier,
-    WarmupCosineLR,
-    WarmupMultiStepLR,
-    WarmupParamScheduler,
-    build_lr_scheduler,
-)
+from detectron2.solver import LRMultiplier, WarmupParamScheduler, build_lr_scheduler
 
 mended = pytest.mark.skipif(
     getattr(detectron2, "__runtime__", None) != "lite", reason="a defect of Detectron2 that the lite runtime mends"
@@ -121,17 +115,3 @@ def test_warmup_ends_where_the_schedule_is():
     rescaled = WarmupParamScheduler(schedule, 0.1, 0.5, rescale_interval=True)
     assert rescaled(0.5 - 1e-5) == pytest.approx(1.0, abs=1e-3)
     assert rescaled(0.75) == pytest.approx(schedule(0.5))
-
-
-@pytest.mark.parametrize("method, start", [("linear", [0.1, 0.4, 0.7]), ("constant", [0.1, 0.1, 0.1])])
-def test_schedulers_of_older_code(method, start):
-    optimizer = sgd()
-    scheduler = WarmupMultiStepLR(optimizer, [4, 8], 0.1, 0.1, 3, method)
-    assert curve(optimizer, scheduler, 9) == pytest.approx(start + [1, 0.1, 0.1, 0.1, 0.1, 0.01])
-    optimizer = sgd()
-    scheduler = WarmupCosineLR(optimizer, 10, 0.1, 3, method)
-    cosine = [1.0, 0.97553, 0.90451]
-    expected = [factor * value for factor, value in zip(start, cosine)] + [0.79389, 0.65451, 0.5]
-    assert curve(optimizer, scheduler, 6) == pytest.approx(expected, abs=1e-5)
-    with pytest.raises(ValueError):
-        WarmupMultiStepLR(sgd(), [8, 4])
