@@ -37,17 +37,13 @@ class DatasetMapper:
         recompute_boxes: bool = False,
     ):
         assert use_instance_mask or not recompute_boxes, "recompute_boxes needs use_instance_mask."
-        self.is_train = is_train
+        self.is_train, self.image_format = is_train, image_format
+        self.use_instance_mask, self.instance_mask_format = use_instance_mask, instance_mask_format
+        self.use_keypoint, self.keypoint_hflip_indices = use_keypoint, keypoint_hflip_indices
+        self.recompute_boxes, self.proposal_topk = recompute_boxes, precomputed_proposal_topk
         self.augmentations = T.AugmentationList(augmentations)
-        self.image_format = image_format
-        self.use_instance_mask = use_instance_mask
-        self.instance_mask_format = instance_mask_format
-        self.use_keypoint = use_keypoint
-        self.keypoint_hflip_indices = keypoint_hflip_indices
-        self.proposal_topk = precomputed_proposal_topk
-        self.recompute_boxes = recompute_boxes
-        mode = "training" if is_train else "inference"
-        logging.getLogger(__name__).info(f"Augmentations used in {mode}: {augmentations}")
+        purpose = "Training" if is_train else "Testing"
+        logging.getLogger(__name__).info(f"{purpose} augments images by {augmentations}.")
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict:
@@ -55,15 +51,11 @@ class DatasetMapper:
         crops = is_train and cfg.INPUT.CROP.ENABLED
         if crops:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
-        arguments = {
-            "is_train": is_train,
-            "augmentations": augmentations,
-            "image_format": cfg.INPUT.FORMAT,
-            "use_instance_mask": cfg.MODEL.MASK_ON,
-            "instance_mask_format": cfg.INPUT.MASK_FORMAT,
-            "use_keypoint": cfg.MODEL.KEYPOINT_ON,
-            "recompute_boxes": crops and cfg.MODEL.MASK_ON,
-        }
+        arguments = dict(
+            is_train=is_train, augmentations=augmentations, image_format=cfg.INPUT.FORMAT,
+            use_instance_mask=cfg.MODEL.MASK_ON, instance_mask_format=cfg.INPUT.MASK_FORMAT,
+            recompute_boxes=crops and cfg.MODEL.MASK_ON, use_keypoint=cfg.MODEL.KEYPOINT_ON,
+        )
         if cfg.MODEL.KEYPOINT_ON:
             arguments["keypoint_hflip_indices"] = utils.create_keypoint_hflip_indices(cfg.DATASETS.TRAIN)
         if cfg.MODEL.LOAD_PROPOSALS:
@@ -80,11 +72,10 @@ class DatasetMapper:
             for name in unused:
                 annotation.pop(name, None)
             if annotation.get("iscrowd", 0) == 0:
-                transformed.append(
-                    utils.transform_instance_annotations(
-                        annotation, transforms, image_shape, keypoint_hflip_indices=self.keypoint_hflip_indices
-                    )
+                moved = utils.transform_instance_annotations(
+                    annotation, transforms, image_shape, keypoint_hflip_indices=self.keypoint_hflip_indices
                 )
+                transformed.append(moved)
         instances = utils.annotations_to_instances(transformed, image_shape, mask_format=self.instance_mask_format)
         if self.recompute_boxes and instances.has("gt_masks"):
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
@@ -100,25 +91,23 @@ class DatasetMapper:
             "sem_seg_file_name", "sem_seg", (H, W) int64. "height" and "width" stay those of the file.
         """
         dataset_dict = copy.deepcopy(dataset_dict)
-        image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
-        utils.check_image_size(dataset_dict, image)
-        sem_seg = None
-        if "sem_seg_file_name" in dataset_dict:
-            sem_seg = utils.read_image(dataset_dict.pop("sem_seg_file_name"), "L").squeeze(2)
+        pixels = utils.read_image(dataset_dict["file_name"], self.image_format)
+        utils.check_image_size(dataset_dict, pixels)
+        label_file = dataset_dict.pop("sem_seg_file_name", None)
+        labels = None if label_file is None else utils.read_image(label_file, "L")[:, :, 0]
 
-        aug_input = T.AugInput(image, sem_seg=sem_seg)
-        transforms = self.augmentations(aug_input)
-        image, sem_seg = aug_input.image, aug_input.sem_seg
-        image_shape = image.shape[:2]
+        both = T.AugInput(pixels, sem_seg=labels)
+        transforms = self.augmentations(both)
+        size = both.image.shape[:2]
         # Negative strides, which flips leave, cannot become a tensor.
-        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        if sem_seg is not None:
-            dataset_dict["sem_seg"] = torch.as_tensor(sem_seg.astype("long"))
-        if self.proposal_topk is not None:
-            utils.transform_proposals(dataset_dict, image_shape, transforms, proposal_topk=self.proposal_topk)
+        channels_first = np.ascontiguousarray(np.moveaxis(both.image, 2, 0))
+        dataset_dict["image"] = torch.as_tensor(channels_first)
+        if labels is not None:
+            dataset_dict["sem_seg"] = torch.as_tensor(both.sem_seg.astype(np.int64))
+        if self.proposal_topk:
+            utils.transform_proposals(dataset_dict, size, transforms, proposal_topk=self.proposal_topk)
 
-        if not self.is_train:
-            dataset_dict.pop("annotations", None)
-        elif "annotations" in dataset_dict:
-            self._transform_annotations(dataset_dict, transforms, image_shape)
+        if self.is_train and "annotations" in dataset_dict:
+            self._transform_annotations(dataset_dict, transforms, size)
+        dataset_dict.pop("annotations", None)
         return dataset_dict

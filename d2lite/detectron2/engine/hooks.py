@@ -1,5 +1,6 @@
 """Hooks: timing, learning rate, checkpoints, evaluation, writing. Those that profile need a full Detectron2."""
 import datetime
+import functools
 import itertools
 import logging
 import math
@@ -13,12 +14,12 @@ from fvcore.common.param_scheduler import ParamScheduler
 from fvcore.common.timer import Timer
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 
-import detectron2.utils.comm as comm
 from detectron2._lite import refused_class
 from detectron2.engine.train_loop import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver import LRMultiplier
 from detectron2.solver import LRScheduler as _LRScheduler
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 __all__ = [
@@ -27,9 +28,16 @@ __all__ = [
 ]
 
 
+_logger = logging.getLogger(__name__)
+
 TorchProfiler = refused_class("TorchProfiler", __name__, HookBase)
 AutogradProfiler = refused_class("AutogradProfiler", __name__, HookBase)
 TorchMemoryStats = refused_class("TorchMemoryStats", __name__, HookBase)
+
+
+def _is_finished(trainer):
+    """In after_train: whether all iterations were done, or an exception ended them."""
+    return trainer.iter + 1 >= trainer.max_iter
 
 
 def _is_due(trainer, period):
@@ -42,28 +50,27 @@ class CallbackHook(HookBase):
     """Calls functions with the trainer."""
 
     def __init__(self, *, before_train=None, after_train=None, before_step=None, after_step=None):
-        self._before_train = before_train
-        self._after_train = after_train
-        self._before_step = before_step
-        self._after_step = after_step
+        self._callbacks = {
+            "before_train": before_train, "before_step": before_step, "after_step": after_step, "after_train": after_train,
+        }
+
+    def _call(self, when):
+        callback = self._callbacks.get(when)
+        if callback is not None:
+            callback(self.trainer)
 
     def before_train(self):
-        if self._before_train:
-            self._before_train(self.trainer)
-
-    def after_train(self):
-        if self._after_train:
-            self._after_train(self.trainer)
-        # The functions may be closures over the trainer, which would keep it alive.
-        self._before_train = self._after_train = self._before_step = self._after_step = None
+        self._call("before_train")
 
     def before_step(self):
-        if self._before_step:
-            self._before_step(self.trainer)
+        self._call("before_step")
 
     def after_step(self):
-        if self._after_step:
-            self._after_step(self.trainer)
+        self._call("after_step")
+
+    def after_train(self):
+        self._call("after_train")
+        self._callbacks.clear()  # they may be closures over the trainer, which would keep it alive
 
 
 class IterationTimer(HookBase):
@@ -76,15 +83,12 @@ class IterationTimer(HookBase):
     """
 
     def __init__(self, warmup_iter=3):
-        self._warmup_iter = warmup_iter
-        self._step_timer = Timer()
-        self._total_timer = Timer()
-        self._measured = 0
-        self._start_time = time.perf_counter()
+        self._left_out = warmup_iter
+        self._step_timer, self._total_timer = Timer(), Timer()
+        self._measured, self._began = 0, 0.0
 
     def before_train(self):
-        self._start_time = time.perf_counter()
-        self._measured = 0
+        self._measured, self._began = 0, time.perf_counter()
         self._total_timer.reset()
         self._total_timer.pause()
 
@@ -93,24 +97,23 @@ class IterationTimer(HookBase):
         self._total_timer.resume()
 
     def after_step(self):
-        if self.trainer.iter - self.trainer.start_iter + 1 >= self._warmup_iter:
+        if self.trainer.iter - self.trainer.start_iter + 1 >= self._left_out:
             self._measured += 1
             self.trainer.storage.put_scalars(time=self._step_timer.seconds())
         else:
-            self._start_time = time.perf_counter()
+            self._began = time.perf_counter()
             self._total_timer.reset()
         self._total_timer.pause()
 
     def after_train(self):
-        logger = logging.getLogger(__name__)
-        total = time.perf_counter() - self._start_time
+        total = time.perf_counter() - self._began
         in_steps = self._total_timer.seconds()
         if self._measured > 0 and in_steps > 0:
-            logger.info(
+            _logger.info(
                 "%d iterations took %s, %.4f s each", self._measured, datetime.timedelta(seconds=int(in_steps)),
                 in_steps / self._measured,
             )
-        logger.info(
+        _logger.info(
             "The whole training took %s, of which hooks had %s", datetime.timedelta(seconds=int(total)),
             datetime.timedelta(seconds=int(total - in_steps)),
         )
@@ -161,37 +164,33 @@ class BestCheckpointer(HookBase):
         file_prefix: str = "model_best",
     ) -> None:
         assert mode in ("max", "min"), f"mode must be 'max' or 'min', not {mode!r}"
-        self._period = eval_period
-        self._checkpointer = checkpointer
-        self._val_metric = val_metric
+        self._period, self._val_metric = eval_period, val_metric
+        self._save = functools.partial(checkpointer.save, file_prefix)
         self._is_better = operator.gt if mode == "max" else operator.lt
-        self._file_prefix = file_prefix
-        self.best_metric = None
-        self.best_iter = None
+        self.best_metric, self.best_iter = None, None
 
     def after_step(self):
         if _is_due(self.trainer, self._period):
             self._best_checking()
 
     def after_train(self):
-        if self.trainer.iter + 1 >= self.trainer.max_iter:
+        if _is_finished(self.trainer):
             self._best_checking()
 
     def _best_checking(self):
-        logger = logging.getLogger(__name__)
         latest = self.trainer.storage.latest().get(self._val_metric)
         if latest is None:
-            logger.warning("No metric %s has been stored: the best model is not saved", self._val_metric)
+            _logger.warning("No metric %s has been stored: the best model is not saved", self._val_metric)
             return
         value, iteration = latest
         if not self._update_best(value, iteration):
-            logger.info(
+            _logger.info(
                 "%s is %.5f, and stays best with %s of iteration %s",
                 self._val_metric, value, self.best_metric, self.best_iter,
             )
             return
-        logger.info("Saving the best model: %s is %.5f after %d iterations", self._val_metric, value, iteration)
-        self._checkpointer.save(self._file_prefix, iteration=iteration)
+        _logger.info("Saving the best model: %s is %.5f after %d iterations", self._val_metric, value, iteration)
+        self._save(iteration=iteration)
 
     def _update_best(self, value, iteration):
         if not math.isfinite(value):
@@ -216,12 +215,13 @@ class LRScheduler(HookBase):
         self._scheduler = scheduler
 
     def before_train(self):
-        self._optimizer = self._optimizer or self.trainer.optimizer
-        if isinstance(self.scheduler, ParamScheduler):
-            self._scheduler = LRMultiplier(
-                self._optimizer, self.scheduler, self.trainer.max_iter, last_iter=self.trainer.iter - 1
-            )
-        self._best_param_group_id = LRScheduler.get_best_param_group_id(self._optimizer)
+        if self._optimizer is None:
+            self._optimizer = self.trainer.optimizer
+        schedule = self.scheduler
+        if isinstance(schedule, ParamScheduler):
+            run = self.trainer
+            self._scheduler = LRMultiplier(self._optimizer, schedule, run.max_iter, last_iter=run.iter - 1)
+        self._best_param_group_id = self.get_best_param_group_id(self._optimizer)
 
     @staticmethod
     def get_best_param_group_id(optimizer):
@@ -234,8 +234,8 @@ class LRScheduler(HookBase):
         return rates.index(Counter(rates).most_common(1)[0][0])
 
     def after_step(self):
-        lr = self._optimizer.param_groups[self._best_param_group_id]["lr"]
-        self.trainer.storage.put_scalar("lr", lr, smoothing_hint=False)
+        shown = self._optimizer.param_groups[self._best_param_group_id]
+        self.trainer.storage.put_scalar("lr", shown["lr"], smoothing_hint=False)
         self.scheduler.step()
 
     @property
@@ -243,11 +243,13 @@ class LRScheduler(HookBase):
         return self._scheduler or self.trainer.scheduler
 
     def state_dict(self):
-        return self.scheduler.state_dict() if isinstance(self.scheduler, _LRScheduler) else {}
+        schedule = self.scheduler
+        return schedule.state_dict() if isinstance(schedule, _LRScheduler) else {}
 
     def load_state_dict(self, state_dict):
-        if isinstance(self.scheduler, _LRScheduler):
-            self.scheduler.load_state_dict(state_dict)
+        schedule = self.scheduler
+        if isinstance(schedule, _LRScheduler):
+            schedule.load_state_dict(state_dict)
 
 
 class EvalHook(HookBase):
@@ -260,9 +262,7 @@ class EvalHook(HookBase):
     """
 
     def __init__(self, eval_period, eval_function, eval_after_train=True):
-        self._period = eval_period
-        self._func = eval_function
-        self._eval_after_train = eval_after_train
+        self._period, self._func, self._at_end = eval_period, eval_function, eval_after_train
 
     def _do_eval(self):
         results = self._func()
@@ -283,7 +283,7 @@ class EvalHook(HookBase):
             self._do_eval()
 
     def after_train(self):
-        if self._eval_after_train and self.trainer.iter + 1 >= self.trainer.max_iter:
+        if self._at_end and _is_finished(self.trainer):
             self._do_eval()
         del self._func  # most likely a closure over the trainer
 
@@ -298,15 +298,11 @@ class PreciseBN(HookBase):
     """
 
     def __init__(self, period, model, data_loader, num_iter):
-        self._logger = logging.getLogger(__name__)
         if not get_bn_modules(model):
-            self._logger.info("PreciseBN has nothing to do: no BatchNorm layer is in training mode")
+            _logger.info("PreciseBN has nothing to do: no BatchNorm layer is in training mode")
             model = None
-        self._period = period
-        self._model = model
-        self._data_loader = data_loader
-        self._num_iter = num_iter
-        self._data_iter = None
+        self._period, self._model, self._num_iter = period, model, num_iter
+        self._loader, self._batches = data_loader, None
 
     def after_step(self):
         finished = self.trainer.iter + 1
@@ -317,10 +313,10 @@ class PreciseBN(HookBase):
         """Recomputes the statistics now."""
         if self._model is None:
             return
-        if self._data_iter is None:
-            self._data_iter = iter(self._data_loader)
-        batches = itertools.islice(self._data_iter, self._num_iter)
+        if self._batches is None:
+            self._batches = iter(self._loader)
+        batches = itertools.islice(self._batches, self._num_iter)
         # What the model stores in its forward pass is not about training: it goes to a storage of its own.
         with EventStorage():
-            self._logger.info("Computing BatchNorm statistics over %d batches", self._num_iter)
+            _logger.info("Computing BatchNorm statistics over %d batches", self._num_iter)
             update_bn_stats(self._model, batches, self._num_iter)

@@ -8,23 +8,32 @@ __all__ = ["PathHandler", "PathManager"]
 PathManager = _PathManager()
 
 
-class Detectron2Handler(PathHandler):
-    """``detectron2://``: files that Detectron2's authors host, downloaded once into iopath's cache."""
+class RedirectingHandler(PathHandler):
+    """Opens ``PREFIX + name`` as what lies at ``address(name)``, downloaded once into iopath's cache."""
 
-    PREFIX = "detectron2://"
-    S3_DETECTRON2_PREFIX = "https://dl.fbaipublicfiles.com/detectron2/"
+    PREFIX: str
+
+    def address(self, name: str) -> str:
+        raise NotImplementedError
 
     def _get_supported_prefixes(self):
         return [self.PREFIX]
 
-    def _hosted(self, path: str) -> str:
-        return self.S3_DETECTRON2_PREFIX + path[len(self.PREFIX):]
+    def _get_local_path(self, path, **options):
+        return PathManager.get_local_path(self.address(path.removeprefix(self.PREFIX)), **options)
 
-    def _get_local_path(self, path, **kwargs):
-        return PathManager.get_local_path(self._hosted(path), **kwargs)
+    def _open(self, path, mode="r", **options):
+        return PathManager.open(PathManager.get_local_path(path), mode, **options)
 
-    def _open(self, path, mode="r", **kwargs):
-        return PathManager.open(self._get_local_path(path), mode, **kwargs)
+
+class Detectron2Handler(RedirectingHandler):
+    """``detectron2://``: files that Detectron2's authors host."""
+
+    PREFIX = "detectron2://"
+    S3_DETECTRON2_PREFIX = "https://dl.fbaipublicfiles.com/detectron2/"
+
+    def address(self, name: str) -> str:
+        return self.S3_DETECTRON2_PREFIX + name
 
 
 for _handler in (HTTPURLHandler(), OneDrivePathHandler(), Detectron2Handler()):
