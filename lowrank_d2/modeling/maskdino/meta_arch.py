@@ -8,6 +8,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import BitMasks, ImageList, Instances, PolygonMasks
 from torch import Tensor, nn
 
+from lowrank_d2.errors import ConfigError
 from lowrank_d2.layers.boxes import xyxy_to_cxcywh
 from lowrank_d2.layers.draws import Draws
 from lowrank_d2.modeling.denoising import make_queries
@@ -201,7 +202,7 @@ class MaskDINO(nn.Module):
     def _target(self, instances: Instances, canvas: tuple[int, int]) -> Target:
         height, width = canvas if self.canvas_boxes else instances.image_size
         boxes = instances.gt_boxes.tensor
-        masks = _as_tensor(instances.gt_masks, instances.image_size).to(boxes.device)
+        masks = _masks(instances).to(boxes.device)
         padded = masks.new_zeros((len(masks), *canvas))
         padded[:, : masks.shape[1], : masks.shape[2]] = masks
         scale = boxes.new_tensor([width, height, width, height])
@@ -215,10 +216,22 @@ def _frames(
         yield Frame(canvas, (height, width), (x.get("height", height), x.get("width", width)))
 
 
-def _as_tensor(masks: BitMasks | PolygonMasks | Tensor, size: tuple[int, int]) -> Tensor:
-    """(n, H, W) bool."""
+def _masks(instances: Instances) -> Tensor:
+    """(n, H, W) bool.
+
+    Raises:
+        ConfigError: instances without masks.
+    """
+    if not instances.has("gt_masks"):
+        if len(instances):
+            raise ConfigError(
+                f"{len(instances)} training instances came without gt_masks, which Mask DINO needs. "
+                "With Detectron2's own mapper set MODEL.MASK_ON True."
+            )
+        return torch.zeros((0, *instances.image_size), dtype=torch.bool)  # that mapper gives empty images none
+    masks = instances.gt_masks
     if isinstance(masks, PolygonMasks):
-        masks = BitMasks.from_polygon_masks(masks, *size)
+        masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
     return masks.tensor if isinstance(masks, BitMasks) else masks.bool()
 
 

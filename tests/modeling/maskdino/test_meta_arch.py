@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, PolygonMasks
 
 import lowrank_d2
+from lowrank_d2.errors import ConfigError
 from lowrank_d2.layers.draws import RecordingDraws, ReplayDraws
 from lowrank_d2.modeling.maskdino.weights import to_upstream
 from lowrank_d2.peft import save_delta
@@ -50,6 +51,14 @@ def test_all_kinds_of_masks_are_understood(tiny_model, images):
         seen.append(model._target(instances, (64, 96)).masks)
     assert torch.equal(seen[1], seen[2]) and seen[0].shape == (2, 64, 96) and seen[0].dtype == torch.bool
     assert seen[0][0].sum() == 20 * 32
+
+
+def test_instances_without_masks_are_refused_unless_there_are_none(tiny_model, images):
+    instances = images[0]["instances"]
+    instances.remove("gt_masks")
+    with pytest.raises(ConfigError, match="2 training instances came without gt_masks.*MODEL.MASK_ON True"):
+        tiny_model()._target(instances, (64, 96))
+    assert tiny_model()._target(instances[:0], (64, 96)).masks.shape == (0, 64, 96)
 
 
 @pytest.mark.parametrize("mended, width", [(False, 35 / 70), (True, 35 / 96)])
