@@ -17,7 +17,16 @@ from lowrank_d2.peft import DeltaHeader, merge, read_header
 from lowrank_d2.peft.delta import MARKER
 
 # What `--to` can name -> a function from our state dict to that format's.
-FORMATS: Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {"maskdino": maskdino.to_upstream}
+def _to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our names, whichever they had; without the batch counters that only a batch norm in training knows."""
+    ours = maskdino.from_upstream(tensors) if maskdino.is_upstream(tensors) else tensors
+    return {name: tensor for name, tensor in ours.items() if not name.endswith(".num_batches_tracked")}
+
+
+FORMATS: Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
+    "maskdino": maskdino.to_upstream,
+    "lowrank_d2": _to_ours,
+}
 
 
 def write_weights(tensors: Mapping[str, Tensor], path: PathLike, metadata: Optional[Mapping[str, str]] = None) -> None:
@@ -68,7 +77,7 @@ def merge_delta(cfg: CfgNode, delta: PathLike, output: PathLike) -> DeltaHeader:
 
 
 def convert_weights(to: str, source: PathLike, output: PathLike) -> int:
-    """Reads a checkpoint of ours and writes its weights under another format's names, one of `FORMATS`.
+    """Reads a checkpoint and writes its weights alone under the names of `to`, one of `FORMATS`.
 
     Returns:
         The number of tensors written.
@@ -83,7 +92,7 @@ def convert_weights(to: str, source: PathLike, output: PathLike) -> int:
     tensors = {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
     if MARKER in tensors:
         raise CheckpointError(f"{source} is a delta file. Merge it with its base first (tools/merge.py).")
-    if maskdino.is_upstream(tensors):
+    if to == "maskdino" and maskdino.is_upstream(tensors):
         raise CheckpointError(f"{source} has the original's names already. Use it as it is.")
     converted = FORMATS[to](tensors)
     write_weights(converted, output)

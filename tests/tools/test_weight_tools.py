@@ -68,6 +68,11 @@ def test_merge_then_convert(files, tmp_path, capsys):
     assert run("convert_weights", "--to", "maskdino", merged, upstream) == 0
     with safe_open(str(upstream), framework="pt") as file:
         assert f"{upstream}: {len(list(file.keys()))} tensors" in capsys.readouterr().out
+    back = tmp_path / "back.safetensors"
+    assert run("convert_weights", "--to", "lowrank_d2", upstream, back) == 0
+    with safe_open(str(merged), framework="pt") as ours, safe_open(str(back), framework="pt") as again:
+        assert set(again.keys()) == set(ours.keys())
+        assert all(torch.equal(again.get_tensor(name), ours.get_tensor(name)) for name in ours.keys())
 
 
 def test_a_users_mistake_is_exit_code_2_and_one_message(files, tmp_path, capsys):
