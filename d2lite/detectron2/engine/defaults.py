@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from fvcore.nn.precise_bn import get_bn_modules
 from omegaconf import OmegaConf
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 import detectron2.data.transforms as T
@@ -42,17 +43,14 @@ def create_ddp_model(model, *, fp16_compression=False, **kwargs):
         fp16_compression: exchanges gradients in float16.
         kwargs: arguments of DistributedDataParallel.
     """
-    if comm.get_world_size() == 1:
+    if comm.get_world_size() < 2:
         return model
-    if "device_ids" not in kwargs:
-        on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-        kwargs["device_ids"] = None if on_cpu else [comm.get_local_rank()]
-    ddp = DistributedDataParallel(model, **kwargs)
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    options = {"device_ids": None if on_cpu else [comm.get_local_rank()], **kwargs}
+    wrapped = DistributedDataParallel(model, **options)
     if fp16_compression:
-        from torch.distributed.algorithms.ddp_comm_hooks import default as comm_hooks
-
-        ddp.register_comm_hook(state=None, hook=comm_hooks.fp16_compress_hook)
-    return ddp
+        wrapped.register_comm_hook(None, fp16_compress_hook)
+    return wrapped
 
 
 def default_argument_parser(epilog=None):
@@ -98,14 +96,10 @@ two machines:
 
 def _try_get_key(cfg, *keys, default=None):
     """The value of the first of `keys` that a config of either kind has."""
-    if isinstance(cfg, CfgNode):
-        cfg = OmegaConf.create(cfg.dump())
+    tree = OmegaConf.create(cfg.dump()) if isinstance(cfg, CfgNode) else cfg
     missing = object()
-    for key in keys:
-        value = OmegaConf.select(cfg, key, default=missing)
-        if value is not missing:
-            return value
-    return default
+    found = (OmegaConf.select(tree, key, default=missing) for key in keys)
+    return next((value for value in found if value is not missing), default)
 
 
 def _set_float32_precision(precision: str = "high") -> None:
@@ -122,12 +116,12 @@ def default_setup(cfg, args):
         cfg: a CfgNode, or an omegaconf config with train.output_dir, train.seed, train.cudnn_benchmark.
         args: parsed arguments, of which config_file and eval_only are read; may lack any.
     """
-    output_dir = _try_get_key(cfg, "OUTPUT_DIR", "output_dir", "train.output_dir")
-    if comm.is_main_process() and output_dir:
-        PathManager.mkdirs(output_dir)
+    folder = _try_get_key(cfg, "OUTPUT_DIR", "output_dir", "train.output_dir")
     rank = comm.get_rank()
-    setup_logger(output_dir, distributed_rank=rank, name="fvcore")
-    logger = setup_logger(output_dir, distributed_rank=rank)
+    writes = rank == 0 and bool(folder)
+    if writes:
+        PathManager.mkdirs(folder)
+    logger, _ = (setup_logger(folder, distributed_rank=rank, name=name) for name in ("detectron2", "fvcore"))
     logger.info("Process %d of %d", rank, comm.get_world_size())
     logger.info("Environment:\n%s", collect_env_info())
     logger.info("Arguments: %s", args)
@@ -136,8 +130,8 @@ def default_setup(cfg, args):
         with PathManager.open(config_file, "r") as stream:
             logger.info("%s holds:\n%s", config_file, stream.read())
 
-    if comm.is_main_process() and output_dir:
-        path = os.path.join(output_dir, "config.yaml")
+    if writes:
+        path = os.path.join(folder, "config.yaml")
         if isinstance(cfg, CfgNode):
             text = cfg.dump()
             logger.info("Complete config:\n%s", text)
@@ -148,8 +142,8 @@ def default_setup(cfg, args):
         logger.info("The complete config is in %s", path)
 
     # Processes draw different numbers, or they would all augment alike.
-    seed = _try_get_key(cfg, "SEED", "train.seed", default=-1)
-    seed_all_rng(None if seed < 0 else seed + rank)
+    first = _try_get_key(cfg, "SEED", "train.seed", default=-1)
+    seed_all_rng(first + rank if first >= 0 else None)
     # Searching for the fastest kernels does not pay for the changing sizes of evaluation.
     if not getattr(args, "eval_only", False):
         torch.backends.cudnn.benchmark = _try_get_key(cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", default=False)
@@ -159,11 +153,8 @@ def default_setup(cfg, args):
 def default_writers(output_dir: str, max_iter: Optional[int] = None):
     """Writers for the log, `output_dir`/metrics.json and TensorBoard; `max_iter` gives the log a remaining time."""
     PathManager.mkdirs(output_dir)
-    return [
-        CommonMetricPrinter(max_iter),
-        JSONWriter(os.path.join(output_dir, "metrics.json")),
-        TensorboardXWriter(output_dir),
-    ]
+    metrics = os.path.join(output_dir, "metrics.json")
+    return [CommonMetricPrinter(max_iter), JSONWriter(metrics), TensorboardXWriter(output_dir)]
 
 
 class DefaultPredictor:
@@ -192,17 +183,16 @@ class DefaultPredictor:
         Returns:
             dict: the model's output for the image, with coordinates of the original size.
         """
-        height, width = original_image.shape[:2]
-        if self.input_format == "RGB":
-            original_image = original_image[:, :, ::-1]
+        pixels = original_image if self.input_format == "BGR" else original_image[:, :, ::-1]
         # An augmentation draws even a fixed size; predicting must not disturb the caller's random numbers.
         state = np.random.get_state()
-        image = self.aug.get_transform(original_image).apply_image(original_image)
+        pixels = self.aug.get_transform(pixels).apply_image(pixels)
         np.random.set_state(state)
-        image = torch.as_tensor(np.ascontiguousarray(image.astype("float32").transpose(2, 0, 1)))
-        image = image.to(self.cfg.MODEL.DEVICE)
+        channels_first = np.ascontiguousarray(np.moveaxis(pixels, 2, 0), dtype=np.float32)
+        record = dict(zip(("height", "width"), original_image.shape))
+        record["image"] = torch.from_numpy(channels_first).to(self.cfg.MODEL.DEVICE)
         with torch.no_grad():
-            return self.model([{"image": image, "height": height, "width": width}])[0]
+            return self.model([record])[0]
 
 
 def _through_inner_trainer(name):
@@ -233,26 +223,24 @@ class DefaultTrainer(TrainerBase):
         super().__init__()
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
 
-        model = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
-        model = create_ddp_model(model, broadcast_buffers=False)
-        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer_class(model, data_loader, optimizer)
-
+        single = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, single)
+        loader = self.build_train_loader(cfg)
+        parallel = create_ddp_model(single, broadcast_buffers=False)
+        self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(parallel, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        self.start_iter = 0
-        self.max_iter = cfg.SOLVER.MAX_ITER
-        self.cfg = cfg
-        self.register_hooks(self.build_hooks())
+        self.checkpointer = DetectionCheckpointer(parallel, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        hooks_of_run = self.build_hooks()
+        self.register_hooks(hooks_of_run)
 
     def resume_or_load(self, resume=True):
         """Continues from the last checkpoint in OUTPUT_DIR if there is one, else loads MODEL.WEIGHTS."""
-        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if resume and self.checkpointer.has_checkpoint():
+        weights, saver = self.cfg.MODEL.WEIGHTS, self.checkpointer
+        saver.resume_or_load(weights, resume=resume)
+        if resume and saver.has_checkpoint():
             self.start_iter = self.iter + 1  # the saved one was finished
 
     def build_hooks(self):
@@ -261,26 +249,20 @@ class DefaultTrainer(TrainerBase):
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0  # PreciseBN's loader would else hold workers all the time
 
-        def test_and_save_results():
-            self._last_eval_results = self.test(self.cfg, self.model)
-            return self._last_eval_results
+        def evaluate():
+            self._last_eval_results = results = self.test(self.cfg, self.model)
+            return results
 
-        return [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(),
-            hooks.PreciseBN(
-                cfg.TEST.EVAL_PERIOD, self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER
-            )
-            if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model)
-            else None,
-            # Before the evaluation: if that fails, the weights are saved.
-            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
-            if comm.is_main_process()
-            else None,
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, test_and_save_results),
-            # Last, so that the evaluation's results are written too.
-            hooks.PeriodicWriter(self.build_writers(), period=20) if comm.is_main_process() else None,
-        ]
+        period, precise = cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN
+        chosen = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if precise.ENABLED and get_bn_modules(self.model):
+            chosen.append(hooks.PreciseBN(period, self.model, self.build_train_loader(cfg), precise.NUM_ITER))
+        if comm.is_main_process():  # before the evaluation: if that fails, the weights are saved
+            chosen.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        chosen.append(hooks.EvalHook(period, evaluate))
+        if comm.is_main_process():  # last, so that the evaluation's results are written too
+            chosen.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+        return chosen
 
     def build_writers(self):
         return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
@@ -294,8 +276,9 @@ class DefaultTrainer(TrainerBase):
             return results
 
     def run_step(self):
-        self._trainer.iter = self.iter
-        self._trainer.run_step()
+        inner = self._trainer
+        inner.iter = self.iter
+        inner.run_step()
 
     def state_dict(self):
         return {**super().state_dict(), "_trainer": self._trainer.state_dict()}

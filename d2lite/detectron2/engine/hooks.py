@@ -51,7 +51,8 @@ class CallbackHook(HookBase):
 
     def __init__(self, *, before_train=None, after_train=None, before_step=None, after_step=None):
         self._callbacks = {
-            "before_train": before_train, "before_step": before_step, "after_step": after_step, "after_train": after_train,
+            "before_train": before_train, "before_step": before_step,
+            "after_step": after_step, "after_train": after_train,
         }
 
     def _call(self, when):

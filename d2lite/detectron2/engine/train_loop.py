@@ -162,13 +162,9 @@ class SimpleTrainer(TrainerBase):
     ):
         super().__init__()
         model.train()
-        self.model = model
-        self.data_loader = data_loader
-        self.optimizer = optimizer
-        self.gather_metric_period = gather_metric_period
-        self.zero_grad_before_forward = zero_grad_before_forward
-        self.async_write_metrics = async_write_metrics
-        self._data_loader_iter_obj = None
+        self.model, self.data_loader, self.optimizer = model, data_loader, optimizer
+        self.gather_metric_period, self.async_write_metrics = gather_metric_period, async_write_metrics
+        self.zero_grad_before_forward, self._data_loader_iter_obj = zero_grad_before_forward, None
         self._executor = concurrent.futures.ThreadPoolExecutor(max_workers=1) if async_write_metrics else None
         self._pending_metrics = None
 

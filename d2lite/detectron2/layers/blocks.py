@@ -15,9 +15,7 @@ class CNNBlockBase(nn.Module):
 
     def __init__(self, in_channels, out_channels, stride):
         super().__init__()
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.stride = stride
+        self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
 
     def freeze(self):
         """Stop training this block: its parameters get no gradient, its batch norms become frozen ones.
@@ -25,10 +23,7 @@ class CNNBlockBase(nn.Module):
         Returns:
             the block itself.
         """
-        for parameter in self.parameters():
-            parameter.requires_grad = False
-        FrozenBatchNorm2d.convert_frozen_batchnorm(self)
-        return self
+        return FrozenBatchNorm2d.convert_frozen_batchnorm(self.requires_grad_(False))
 
 
 class DepthwiseSeparableConv2d(nn.Module):
@@ -52,8 +47,9 @@ class DepthwiseSeparableConv2d(nn.Module):
             in_channels, out_channels, kernel_size=1, bias=not norm2, norm=get_norm(norm2, out_channels),
             activation=activation2,
         )
-        weight_init.c2_msra_fill(self.depthwise)
-        weight_init.c2_msra_fill(self.pointwise)
+        for convolution in (self.depthwise, self.pointwise):
+            weight_init.c2_msra_fill(convolution)
 
     def forward(self, x):
-        return self.pointwise(self.depthwise(x))
+        within = self.depthwise(x)
+        return self.pointwise(within)
