@@ -1,6 +1,5 @@
 """Hooks: timing, learning rate, checkpoints, evaluation, writing. Those that profile need a full Detectron2."""
 import datetime
-import functools
 import itertools
 import logging
 import math
@@ -166,7 +165,7 @@ class BestCheckpointer(HookBase):
     ) -> None:
         assert mode in ("max", "min"), f"mode must be 'max' or 'min', not {mode!r}"
         self._period, self._val_metric = eval_period, val_metric
-        self._save = functools.partial(checkpointer.save, file_prefix)
+        self._saver, self._name = checkpointer, file_prefix
         self._is_better = operator.gt if mode == "max" else operator.lt
         self.best_metric, self.best_iter = None, None
 
@@ -191,7 +190,7 @@ class BestCheckpointer(HookBase):
             )
             return
         _logger.info("Saving the best model: %s is %.5f after %d iterations", self._val_metric, value, iteration)
-        self._save(iteration=iteration)
+        self._saver.save(self._name, iteration=iteration)
 
     def _update_best(self, value, iteration):
         if not math.isfinite(value):

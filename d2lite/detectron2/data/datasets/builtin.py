@@ -1,15 +1,18 @@
 """Datasets that are registered from the start, below $DETECTRON2_DATASETS (default: ./datasets).
 
-Of a full Detectron2's 52 names these are COCO's instances and person keypoints (2014, 2017); the other `register_all_*`
-refuse. Nothing is read before a dataset is used.
+Of a full Detectron2's 52 names these are COCO's instances and person keypoints (2014, 2017), and the metadata of
+Cityscapes' semantic labels; the other `register_all_*` refuse. Nothing is read before a dataset is used.
 """
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from detectron2._lite import refused
 
+from ..catalog import DatasetCatalog, MetadataCatalog
 from .builtin_meta import ADE20K_SEM_SEG_CATEGORIES, _get_builtin_metadata
+from .cityscapes import load_cityscapes_semantic
 from .cityscapes_panoptic import register_all_cityscapes_panoptic
 from .coco import register_coco_instances
 
@@ -54,9 +57,22 @@ def register_all_coco(root: str) -> None:
             register_coco_instances(name, metadata, os.path.join(root, annotations), os.path.join(root, images))
 
 
+def register_all_cityscapes(root: str) -> None:
+    """The metadata of cityscapes_fine_sem_seg_{train,val,test}; reading these datasets refuses."""
+    for split in ("train", "val", "test"):
+        name = f"cityscapes_fine_sem_seg_{split}"
+        folders = {kind: os.path.join(root, "cityscapes", kind, split) for kind in ("leftImg8bit", "gtFine")}
+        DatasetCatalog.register(name, partial(load_cityscapes_semantic, *folders.values()))
+        MetadataCatalog.get(name).set(
+            image_dir=folders["leftImg8bit"], gt_dir=folders["gtFine"], evaluator_type="cityscapes_sem_seg",
+            ignore_label=255, **_get_builtin_metadata("cityscapes"),
+        )
+
+
 register_all_ade20k = refused("register_all_ade20k", __name__)
-register_all_cityscapes = refused("register_all_cityscapes", __name__)
 register_all_lvis = refused("register_all_lvis", __name__)
 register_all_pascal_voc = refused("register_all_pascal_voc", __name__)
 
-register_all_coco(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+_root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+register_all_coco(_root)
+register_all_cityscapes(_root)
