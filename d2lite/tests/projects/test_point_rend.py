@@ -5,16 +5,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.projects.point_rend import ColorAugSSDTransform, add_pointrend_config
-from detectron2.projects.point_rend.point_features import (
-    generate_regular_grid_point_coords,
-    get_point_coords_wrt_image,
-    get_uncertain_point_coords_on_grid,
-    get_uncertain_point_coords_with_randomness,
-    point_sample,
-    point_sample_fine_grained_features,
-    sample_point_labels,
-)
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.projects.point_rend.point_features import get_uncertain_point_coords_with_randomness, point_sample
 
 RAMP = torch.arange(6.0).view(1, 1, 2, 3)
 
@@ -27,11 +18,12 @@ def test_keys():
 
 
 def test_point_sample():
-    centres = torch.tensor([[[1 / 6, 1 / 4], [5 / 6, 3 / 4], [1 / 2, 1 / 2]]])
-    assert point_sample(RAMP, centres, align_corners=False)[0, 0].tolist() == pytest.approx([0, 5, 2.5], abs=1e-6)
-    grid = generate_regular_grid_point_coords(1, 3, "cpu")
-    assert grid.shape == (1, 9, 2) and grid[0, 1].tolist() == pytest.approx([0.5, 1 / 6])
-    assert point_sample(RAMP, grid.view(1, 3, 3, 2), align_corners=False).shape == (1, 1, 3, 3)
+    centers = torch.tensor([[[x / 6, y / 4] for y in (1, 3) for x in (1, 3, 5)]])
+    assert torch.allclose(point_sample(RAMP, centers, align_corners=False), RAMP.view(1, 1, 6))
+    grid = centers.view(1, 2, 3, 2)
+    assert torch.allclose(point_sample(RAMP, grid, align_corners=False), RAMP)
+    between = torch.tensor([[[1 / 3, 0.25]]])
+    assert point_sample(RAMP, between, align_corners=False).item() == pytest.approx(0.5)
 
 
 def test_uncertain_points_come_first():
@@ -43,33 +35,6 @@ def test_uncertain_points_come_first():
     assert (points[:, :20, 0] < 0.3).all() and (points[:, 20:, 0] > 0.3).any()
     with pytest.raises(AssertionError):
         get_uncertain_point_coords_with_randomness(logits, lambda values: values, 4, 0.5, 0.5)
-
-
-def test_uncertain_points_on_a_grid():
-    indices, points = get_uncertain_point_coords_on_grid(RAMP, 2)
-    assert indices.tolist() == [[5, 4]] and points[0, 0].tolist() == pytest.approx([5 / 6, 3 / 4])
-    assert get_uncertain_point_coords_on_grid(RAMP, 99)[0].shape == (1, 6)
-
-
-def test_points_of_boxes():
-    boxes = torch.tensor([[0.0, 0, 2, 2], [1, 0, 3, 2]])
-    points = torch.full((2, 1, 2), 0.5)
-    assert get_point_coords_wrt_image(boxes, points).tolist() == [[[1, 1]], [[2, 1]]]
-    features = torch.cat([RAMP, RAMP + 10])
-    sampled, in_image = point_sample_fine_grained_features(
-        [features, features * 2], [1.0, 1.0], [Boxes(boxes[:1]), Boxes(boxes[1:])], points
-    )
-    assert sampled.shape == (2, 2, 1) and sampled.flatten().tolist() == pytest.approx([2, 4, 13, 26])
-    assert in_image.tolist() == [[[1, 1]], [[2, 1]]]
-
-
-def test_labels_of_points():
-    masks = torch.zeros(1, 2, 4)
-    masks[0, 0, 1] = 1
-    labels = sample_point_labels(
-        [Instances((2, 4), gt_masks=BitMasks(masks))], torch.tensor([[[1.5, 0.5], [3.5, 1.5], [2.0, 0.5]]])
-    )
-    assert labels.tolist() == [[1.0, 0.0, 0.5]]
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
