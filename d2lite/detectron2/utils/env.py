@@ -31,12 +31,12 @@ def seed_all_rng(seed=None):
 
 def _import_file(module_name, file_path, make_importable=False):
     """Execute a Python file as module ``module_name``; ``make_importable`` enters it into ``sys.modules``."""
-    spec = importlib.util.spec_from_file_location(module_name, file_path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    found = importlib.util.spec_from_file_location(module_name, file_path)
+    loaded = importlib.util.module_from_spec(found)
+    found.loader.exec_module(loaded)
     if make_importable:
-        sys.modules[module_name] = module
-    return module
+        sys.modules[module_name] = loaded
+    return loaded
 
 
 def setup_environment():

@@ -32,7 +32,5 @@ class Backbone(nn.Module, metaclass=ABCMeta):
 
     def output_shape(self):
         """{name: ShapeSpec(channels, stride)} of what forward returns."""
-        return {
-            name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
-            for name in self._out_features
-        }
+        channels, strides = self._out_feature_channels, self._out_feature_strides
+        return {name: ShapeSpec(channels=channels[name], stride=strides[name]) for name in self._out_features}
