@@ -39,9 +39,10 @@ def mistaken(tmp_path, content, capfd, monkeypatch):
 
     def call(*words: str, raw: bytes | None = None, opts: tuple[str, ...] = ()) -> str:
         Path("a.json").write_bytes(json.dumps(content).encode() if raw is None else raw)
-        files = ["--config-file", f"{ROOT}/configs/mask_dino/maskdino_small.yaml", f"{ROOT}/configs/methods/lora_r8.yaml"]
+        files = [f"{ROOT}/configs/mask_dino/maskdino_small.yaml", f"{ROOT}/configs/methods/lora_r8.yaml"]
         own = ["--train-json", "a.json", "--train-images", "img", *words]
-        code = run_tool(main, train_parser(""), [*files, *own, "MODEL.WEIGHTS", "", "OUTPUT_DIR", "out", *opts])
+        keys = ["MODEL.WEIGHTS", "", "OUTPUT_DIR", "out", *opts]
+        code = run_tool(main, train_parser(""), ["--config-file", *files, *own, *keys])
         told = capfd.readouterr().err
         assert code == 2 and told.startswith("error: ") and "Traceback" not in told
         assert not Path("out").exists()
@@ -57,7 +58,7 @@ def set_(section: str, place: int, **values):
 @pytest.mark.parametrize(
     "damage, words",
     [
-        (set_("annotations", 3, category_id=77), ["category_id 77", "annotations[3] (id 4)", "[1, 2]", "Add the categories"]),
+        (set_("annotations", 3, category_id=77), ["category_id 77", "annotations[3] (id 4)", "[1, 2]", "Add the cat"]),
         (set_("annotations", 3, bbox=[8, 8, -5, 20]), ["[8, 8, -5, 20]", "negative", "annotations[3] (id 4)"]),
         (set_("annotations", 3, bbox=[8, float("nan"), 5, 20]), ["nan", "annotations[3] (id 4)"]),
         (set_("annotations", 0, segmentation={"size": [96, 64], "counts": [6144]}), ["[96, 64]", "[64, 96]", "EXIF"]),
@@ -69,7 +70,7 @@ def set_(section: str, place: int, **values):
         (lambda content: content["annotations"].clear(), ["nothing to train on", "0 usable"]),
         (lambda content: content["images"].clear(), ["a.json", "nothing to train on"]),
         (lambda content: [row.pop("segmentation") for row in content["annotations"]], ["boxes only", "6 of 6"]),
-        (lambda content: [row.update(image_id=99) for row in content["annotations"]], ["6 of 6", "too many annotations"]),
+        (lambda content: [row.update(image_id=99) for row in content["annotations"]], ["6 of 6", "too many"]),
     ],
 )
 def test_a_record(mistaken, content, damage, words):
@@ -108,7 +109,8 @@ def test_several_mistakes_are_said_together(mistaken, content):
 
 
 def test_validation_classes_that_differ(mistaken, content):
-    Path("b.json").write_text(json.dumps({**content, "categories": [{"id": 1, "name": "ant"}, {"id": 2, "name": "wasp"}]}))
+    wasps = [{"id": 1, "name": "ant"}, {"id": 2, "name": "wasp"}]
+    Path("b.json").write_text(json.dumps({**content, "categories": wasps}))
     told = mistaken("--val-json", "b.json")
     assert "missing: bee" in told and "not expected: wasp" in told and "b.json" in told
 

@@ -96,6 +96,7 @@ def test_an_epoch_without_a_validation_file(trained):
     assert list(read_header(trained / "delta_final.safetensors").class_names) == CLASSES
 
 
+@pytest.mark.slow
 def test_an_epoch_with_a_validation_file(shell, folder, base):
     words = ["--train-json", folder / "train.json", "--train-images", folder, "--val-json", folder / "val.json"]
     words += ["--val-images", folder, "--epochs", 1, *QUICK, "MODEL.WEIGHTS", base, "OUTPUT_DIR", folder / "with_val"]

@@ -28,7 +28,8 @@ def test_only_lora_and_embeddings_train(told):
     _, report = told
     kinds = ("lora_", "class_embed", "mask_embed", "bbox_embed", "label_embedding")
     assert all(any(kind in name for kind in kinds) for name in report["trainable"])
-    assert sum("lora_" in name for name in report["trainable"]) > sum("lora_" not in name for name in report["trainable"])
+    low_rank = sum("lora_" in name for name in report["trainable"])
+    assert low_rank > len(report["trainable"]) - low_rank > 0
 
 
 def test_the_checkpoint_gives_what_the_trainer_evaluated(told):

@@ -57,7 +57,8 @@ def main(config: str, output: str) -> None:
         drawn = Visualizer(image[:, :, ::-1], metadata=metadata, scale=2.0, instance_mode=ColorMode.IMAGE)
         picture = drawn.draw_instance_predictions(instances).get_image()
         cv2.imwrite(str(Path(output, Path(record["file_name"]).stem + ".png")), picture[:, :, ::-1])
-        seen.append({"image": list(image.shape), "masks": list(instances.pred_masks.shape), "drawn": list(picture.shape)})
+        shapes = {"image": image.shape, "masks": instances.pred_masks.shape, "drawn": picture.shape}
+        seen.append({name: list(shape) for name, shape in shapes.items()})
 
     evaluator = COCOEvaluator(cfg.DATASETS.TEST[0], output_dir=str(Path(output, "again")))
     loader = build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])
