@@ -42,12 +42,13 @@ class Run:
     seconds: float
 
 
-def quickstart(output: Path, opts: list[str], pictures: int = 6) -> dict:
+def quickstart(output: Path, opts: list[str], pictures: int = 6, train: int = 200, val: int = 50) -> dict:
     """Makes the data, evaluates the base, trains embeddings only and LoRA, draws pictures; everything lies below `output`.
 
     Args:
         opts: KEY VALUE words on top of the quickstart's configuration, for every run alike.
         pictures: how many validation images to draw.
+        train, val: images of the generated data set.
 
     Returns:
         ap_base, ap_embeddings_only, ap_lora: mask AP, 0..100; trainable, percent_trainable: of the LoRA run;
@@ -56,7 +57,7 @@ def quickstart(output: Path, opts: list[str], pictures: int = 6) -> dict:
     output = Path(output).resolve()
     os.environ[VARIABLE] = str(output / "datasets")
     print("1/4  generating an X-ray data set", flush=True)
-    mini.build(output / "datasets", "wixray")
+    mini.build(output / "datasets", "wixray", train=train, val=val)
     with _logging_to(output / "log.txt"):
         print("2/4  the base, before it has seen any of it", flush=True)
         base = _evaluate(_config(output / "base", [*opts, *EMBEDDINGS_ONLY]))
