@@ -114,15 +114,17 @@ class LowRankCheckpointer(DetectionCheckpointer):
 
 
 def verify_weights(cfg: CfgNode) -> None:
-    """Compares the file MODEL.WEIGHTS with MODEL.WEIGHTS_SHA256, where both are set.
+    """Looks for the file MODEL.WEIGHTS, and compares it with MODEL.WEIGHTS_SHA256 where that is set; "" is no file.
 
     Raises:
-        CheckpointError: they differ, or there is no such file.
+        CheckpointError: there is no such file, or its sum is another.
     """
-    expected = cfg.MODEL.WEIGHTS_SHA256.lower()
-    if not expected or not cfg.MODEL.WEIGHTS:
+    if not cfg.MODEL.WEIGHTS:
         return
     path = _local_file(cfg.MODEL.WEIGHTS.partition("?")[0])
+    expected = cfg.MODEL.WEIGHTS_SHA256.lower()
+    if not expected:
+        return
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(1 << 24):

@@ -12,7 +12,10 @@ from lowrank_d2.peft.config import METHODS, TRAIN
 
 CHOICES = {
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
+    "INPUT.EXIF": ("apply", "ignore"),
+    "INPUT.FORMAT": ("RGB", "BGR"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+    "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
     "MODEL.MaskDINO.DN": ("no", "standard", "seg"),
     "MODEL.MaskDINO.INITIALIZE_BOX_TYPE": ("no", "mask2box", "bitmask"),
     "MODEL.PEFT.ADAPTER.INIT": ("bert", "xavier"),

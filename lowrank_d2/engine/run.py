@@ -38,7 +38,8 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError("--eval-only needs data: set DATASETS.TEST or give --train-json and --val-json.")
     if not args.eval_only and not cfg.DATASETS.TRAIN:
         raise ConfigError("There is nothing to train on: set DATASETS.TRAIN or give --train-json and --train-images.")
-    verify_weights(cfg)
+    if not args.resume:
+        verify_weights(cfg)
     check_config(_read_by(cfg, args))
     prepare_output_dir(cfg.OUTPUT_DIR)
     with folder_lock(cfg.OUTPUT_DIR):

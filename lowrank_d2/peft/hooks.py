@@ -5,6 +5,7 @@
   state dict carries the methods in its metadata, where rank and alpha are compared.
 - A delta file: refused, because the base would stay random.
 """
+import logging
 from typing import Any, Mapping
 
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from lowrank_d2.errors import CheckpointError, DeltaError
 from lowrank_d2.peft.config import difference, method_fields, method_from_fields
 from lowrank_d2.peft.delta import MARKER, load_delta
 from lowrank_d2.peft.trainable import added_names
+
+logger = logging.getLogger(__name__)
 
 _METADATA_KEY = "lowrank_d2_methods"
 
@@ -64,5 +67,9 @@ def _after_load(model: nn.Module, incompatible: Any) -> None:
         return
     provided = set(added)
     if model.peft_config.delta:
-        provided |= {prefix + name for name in load_delta(model, model.peft_config.delta).tensors}
+        header = load_delta(model, model.peft_config.delta)
+        logger.info(
+            "Applied the delta %s: %d tensors, classes %s", model.peft_config.delta, len(header.tensors), ", ".join(header.class_names)
+        )
+        provided |= {prefix + name for name in header.tensors}
     incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in provided]
