@@ -104,9 +104,14 @@ def _evaluate(cfg: CfgNode) -> Run:
 
 
 def _train(cfg: CfgNode) -> Run:
+    """Trains, or continues what an earlier quickstart with the same configuration began, or takes over its end."""
     since = time.perf_counter()
     trainer = LowRankTrainer(cfg)
-    trainer.resume_or_load(resume=False)
+    written = Path(cfg.OUTPUT_DIR, "config.yaml")
+    same = written.exists() and written.read_text(encoding="utf-8") == trainer.cfg.dump()
+    trainer.resume_or_load(resume=same)
+    if trainer.start_iter:
+        print(f"     from iteration {trainer.start_iter} of an earlier run; delete {cfg.OUTPUT_DIR} to start anew", flush=True)
     trainer.register_hooks([_Bar()])
     with _quiet_stdout():
         results = trainer.train()

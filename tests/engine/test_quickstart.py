@@ -11,6 +11,7 @@ from lowrank_d2.engine.defaults import load_config
 from lowrank_d2.engine.evaluators import headline_ap
 from lowrank_d2.engine.quickstart import quickstart
 from lowrank_d2.engine.trainer import LowRankTrainer
+from lowrank_d2.errors import DeltaError
 from lowrank_d2.peft import read_header
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,10 @@ def test_a_short_quickstart_leaves_what_it_promises(tmp_path, capsys, monkeypatc
     assert (height, width) == (2 * 160 + 28, 3 * (2 * 160 + 8))  # three panels, magnified twice, with margins
     shown = capsys.readouterr().out
     assert "LoRA and embeddings" in shown and "97,872" in shown and "Average Precision" not in shown
+    delta.unlink()  # a second quickstart trains nothing: this file stays away
+    with pytest.raises(DeltaError, match="delta_final"):
+        quickstart(tmp_path, SHORT, pictures=2, train=8, val=4)
+    assert capsys.readouterr().out.count("from iteration 2 of an earlier run") == 2
 
 
 def test_the_shipped_base_knows_its_domain(tmp_path, monkeypatch):
