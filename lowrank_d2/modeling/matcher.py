@@ -38,6 +38,7 @@ class HungarianMatcher:
         cost_class, cost_box, cost_giou, cost_mask, cost_dice: weights of the costs.
         class_cost: "focal" (of sigmoid probabilities, alpha 0.25, gamma 2) or "softmax" (minus the probability).
         num_points: points per image at which masks are compared.
+        giou_eps: see `layers.boxes.giou`; 0 as in DETR and YOLOS.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class HungarianMatcher:
         cost_dice: float = 0.0,
         class_cost: str = "focal",
         num_points: int = 0,
+        giou_eps: float = 1e-6,
     ):
         self.cost_class, self.cost_box, self.cost_giou = cost_class, cost_box, cost_giou
         self.cost_mask, self.cost_dice = cost_mask, cost_dice
         self.class_cost = {"focal": focal_cost, "softmax": softmax_cost}[class_cost]
         self.num_points = num_points
+        self.giou_eps = giou_eps
 
     @torch.no_grad()
     def __call__(
@@ -100,7 +103,7 @@ class HungarianMatcher:
             return cost
         boxes = torch.stack([p.boxes[image] for p in sets]).float()[:, :, None]
         distance = (boxes - target.boxes).abs().sum(-1)
-        overlap = giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target.boxes))
+        overlap = giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target.boxes), self.giou_eps)
         return cost + self.cost_box * distance - self.cost_giou * overlap
 
     def _mask_cost(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,12 +15,13 @@ class Prediction:
     Attributes:
         logits: (N, Q, C) class logits.
         boxes: (N, Q, 4) cxcywh in [0, 1] of the padded canvas.
-        mask_embed: (N, Q, M); a query's mask is the inner product of its embedding with the mask features.
+        mask_embed: (N, Q, M); a query's mask is the inner product of its embedding with the mask features. None from a
+            detector of boxes alone.
     """
 
     logits: Tensor
     boxes: Tensor
-    mask_embed: Tensor
+    mask_embed: Optional[Tensor] = None
 
     def mask_logits(self, mask_features: Tensor) -> Tensor:
         """The masks of all queries (N, Q, H/4, W/4), for mask features (N, M, H/4, W/4)."""
@@ -56,9 +57,9 @@ class Target:
         labels: (n,) int64.
         boxes: (n, 4) cxcywh, fractions of the image's own size (as upstream, quirk Q2) or, with FIX.BOX_CANVAS, of the
             canvas.
-        masks: (n, H, W) bool.
+        masks: (n, H, W) bool; None where only boxes are compared.
     """
 
     labels: Tensor
     boxes: Tensor
-    masks: Tensor
+    masks: Optional[Tensor] = None

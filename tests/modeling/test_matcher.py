@@ -73,3 +73,14 @@ def test_costs_that_are_not_numbers_are_refused():
     broken.boxes[0, 1, 2] = float("nan")
     with pytest.raises(ValueError, match="not numbers"):
         HungarianMatcher(cost_class=1, cost_giou=1)({"layer_last": broken}, [target(2)])
+
+
+def test_the_overlap_of_small_boxes_needs_a_small_eps():
+    # Boxes of 0.002 x 0.002: the union of 4e-6 is no larger than the default's 1e-6 would like.
+    truth = Target(torch.tensor([0]), torch.tensor([[0.5, 0.5, 0.002, 0.002]]))
+    same = Prediction(torch.zeros(1, 1, 1), truth.boxes[None])
+    cost = [
+        HungarianMatcher(cost_class=0, cost_giou=1, giou_eps=eps)._class_and_box_cost([same], 0, truth).item()
+        for eps in (0.0, 1e-6)
+    ]
+    assert cost[0] == pytest.approx(-1) and cost[1] == pytest.approx(-0.8, abs=1e-4)
