@@ -23,7 +23,7 @@ from lowrank_d2.errors import ConfigError, LowRankError, OutputError
 
 # Meta-architecture -> its package below projects/, "FOLDER/package". Importing the package registers the models; its
 # `add_config(cfg)` declares their keys.
-PROJECTS: Mapping[str, str] = {}
+PROJECTS: Mapping[str, str] = {"YOLOS": "YOLOS/yolos"}
 
 LOGGERS = ("detectron2", "fvcore", "lowrank_d2")
 
