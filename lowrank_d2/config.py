@@ -155,22 +155,54 @@ def _add_training(cfg: CN) -> None:
 
 def _add_peft(cfg: CN) -> None:
     node = cfg.MODEL.PEFT = CN()
-    node.METHODS = []  # of "lora", "adapter"; [] leaves the model untouched
+    node.METHODS = []  # of "lora", "dora", "adalora", "loha", "lokr", "adapter"; [] leaves the model untouched
     node.TRAIN = "all"  # which base parameters train: "all", "full_head", "decoder", "embeddings", "none"
     node.TRAIN_LABEL_EMBEDDING = True  # with "embeddings" and "none": the denoising label embedding trains too
     node.DELTA = ""  # a delta file, applied after MODEL.WEIGHTS; methods and classes come from it
 
-    lora = node.LORA = CN()
-    lora.RANK = 8
-    lora.ALPHA = None  # the update is (ALPHA / RANK) B A; None: ALPHA = RANK
-    lora.DROPOUT = 0.0  # on the input of A
-    lora.TARGETS = []  # "value_proj", "0.value_proj", "re:full.*match", "qkv[q,v]" (rows); [] = the model's own choice
+    node.LORA = _low_rank(rank=8)
+    node.LORA.DROPOUT = 0.0  # on the input of A
+    node.LORA.RSLORA = False  # scale by ALPHA / sqrt(RANK)
+
+    node.DORA = node.LORA.clone()  # LoRA's keys; the rows' lengths train beside their directions
+
+    ada = node.ADALORA = _low_rank(rank=12)  # RANK is the one that training starts with
+    ada.DROPOUT = 0.0
+    ada.TARGET_RANK = 8  # what is left of it in the end, on average over all targets
+    ada.TINIT = 0.1  # optimizer steps before the first pruning; below 1: a share of all steps
+    ada.TFINAL = 0.3  # optimizer steps after the last pruning; below 1: a share of all steps
+    ada.DELTA_T = 1  # optimizer steps from one pruning to the next
+    ada.BETA1 = 0.85  # of the moving average of importance
+    ada.BETA2 = 0.85  # of the moving average of its uncertainty
+    ada.ORTHOGONALITY = 0.5  # weight of the orthogonality loss
+    ada.TOTAL_STEPS = None  # optimizer steps that the schedule spans; None: SOLVER.MAX_ITER
+
+    loha = node.LOHA = _low_rank(rank=8)
+    loha.RANK_DROPOUT = 0.0  # on outputs of the update, rescaled
+    loha.MODULE_DROPOUT = 0.0  # on whole updates, not rescaled
+    loha.EFFECTIVE_CONV2D = False  # factors of a convolution's channels with a core for the kernel
+
+    lokr = node.LOKR = loha.clone()
+    lokr.FACTOR = -1  # first sizes of the two Kronecker factors; -1: as near to the root as divisors allow
+    lokr.DECOMPOSE_BOTH = False  # low rank in both factors
+    lokr.RANK_DROPOUT_SCALE = False  # rescale after rank dropout
 
     adapter = node.ADAPTER = CN()
     adapter.REPEATS = 1  # adapters in a row at every place
     adapter.REDUCTION = 4  # bottleneck = hidden // REDUCTION
     adapter.RESIDUAL = "kappa+lambda"  # "kappa" (residual stream), "lambda" (attention output) or their sum
     adapter.INIT = "bert"  # "bert": normal(0, 0.02), bias 0; "xavier": how the authors' code really starts
+
+
+def _low_rank(rank: int) -> CN:
+    """The keys that all low-rank methods share."""
+    node = CN()
+    node.RANK = rank
+    node.ALPHA = None  # the update is scaled by ALPHA / RANK; None: ALPHA = RANK
+    node.TARGETS = []  # "value_proj", "0.value_proj", "re:full.*match", "qkv[q,v]" (rows); [] = the model's own choice
+    node.RANK_PATTERN = []  # [["0.value_proj", 16], ...]: another rank for the targets so named
+    node.ALPHA_PATTERN = []  # the same for alpha
+    return node
 
 
 def _add_fork(cfg: CN) -> None:

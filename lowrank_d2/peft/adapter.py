@@ -34,6 +34,7 @@ class Adapter:
     """
 
     name: ClassVar[str] = "adapter"
+    training_only: ClassVar[tuple[str, ...]] = ("init",)  # fields that do not change what an adapted model computes
 
     repeats: int = 1
     reduction: int = 4

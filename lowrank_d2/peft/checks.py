@@ -1,7 +1,7 @@
 """Checks of values that a user wrote, with messages that name the key, the value and what would be right."""
 import difflib
 import math
-from typing import Iterable, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 from lowrank_d2.errors import ConfigError
 
@@ -38,6 +38,13 @@ def positive(key: str, value: object) -> float:
     return float(value)
 
 
+def not_negative(key: str, value: object) -> float:
+    """Returns a finite number of at least 0 as a float."""
+    if not _is_number(value) or value < 0:
+        raise ConfigError(f"{key} is {value!r}. Use a number of 0 or more.")
+    return float(value)
+
+
 def probability(key: str, value: object) -> float:
     """Returns a number in [0, 1) as a float."""
     if not _is_number(value) or not 0 <= value < 1:
@@ -59,6 +66,17 @@ def words(key: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) and word for word in value):
         raise ConfigError(f"{key} is {value!r}. Use a list of names, for example ['value_proj'].")
     return tuple(value)
+
+
+def pairs(key: str, value: object, check: Callable[[str, object], Any]) -> tuple[tuple[str, Any], ...]:
+    """Returns a list of (name, value) pairs as a tuple of tuples, each value as `check` returns it."""
+    if not isinstance(value, (list, tuple)) or not all(_is_pair(entry) for entry in value):
+        raise ConfigError(f"{key} is {value!r}. Use a list of pairs, for example [['value_proj', 4]].")
+    return tuple((name, check(f"{key}[{name}]", entry)) for name, entry in value)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], str) and bool(value[0])
 
 
 def _is_number(value: object) -> bool:

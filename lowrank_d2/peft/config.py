@@ -5,13 +5,17 @@ from typing import Any, Mapping, Sequence, Union
 
 from lowrank_d2.errors import ConfigError, DeltaError
 from lowrank_d2.peft import checks
-from lowrank_d2.peft.adapted import WeightMethod
+from lowrank_d2.peft.adalora import AdaLoRA
 from lowrank_d2.peft.adapter import Adapter
+from lowrank_d2.peft.dora import DoRA
+from lowrank_d2.peft.loha import LoHa
+from lowrank_d2.peft.lokr import LoKr
 from lowrank_d2.peft.lora import LoRA
+from lowrank_d2.peft.method import LowRankMethod
 
-Method = Union[WeightMethod, Adapter]
+Method = Union[LowRankMethod, Adapter]
 
-METHODS = {method.name: method for method in (LoRA, Adapter)}
+METHODS = {method.name: method for method in (LoRA, DoRA, AdaLoRA, LoHa, LoKr, Adapter)}
 TRAIN = ("all", "full_head", "decoder", "embeddings", "none")
 
 
@@ -112,7 +116,7 @@ def method_from_fields(fields: Mapping[str, Any]) -> Method:
 
 
 def difference(recorded: Sequence[Method], ours: Sequence[Method]) -> str:
-    """Whether two sets of methods compute the same function from the same tensors; dropout may differ.
+    """Whether two sets of methods compute the same function from the same tensors; what acts in training alone may differ.
 
     Returns:
         "" if they do, else the first difference with both values.
@@ -124,14 +128,11 @@ def difference(recorded: Sequence[Method], ours: Sequence[Method]) -> str:
     for name, theirs in theirs_by_name.items():
         for entry in dataclasses.fields(theirs):
             was, now = getattr(theirs, entry.name), getattr(ours_by_name[name], entry.name)
-            if was != now and entry.name not in _WITHOUT_EFFECT_ON_THE_FUNCTION:
+            # Targets are compared tensor by tensor where a file is read: () and the model's own list mean the same.
+            if was != now and entry.name not in theirs.training_only:
                 key = f"MODEL.PEFT.{name.upper()}.{entry.name.upper()}"
                 return f"was made with {key} {_shown(was)}, this model has {_shown(now)}"
     return ""
-
-
-# Targets are compared tensor by tensor where a file is read: () and the model's own list mean the same.
-_WITHOUT_EFFECT_ON_THE_FUNCTION = ("dropout", "init", "targets")
 
 
 def _method_from_node(name: str, node: Any) -> Method:

@@ -1,6 +1,7 @@
 """How an adapted model loads state dicts, through load_state_dict alone, so that every checkpointer works.
 
-- A plain base: the methods' tensors are not missing, they keep their values; then the configured delta is applied.
+- A plain base: the methods' tensors are not missing, they keep their values, or are taken from the base where they
+  depend on it and were not trained; then the configured delta is applied.
 - A checkpoint of an adapted run (a resume): it has the methods' tensors, so the configured delta is left out. Such a
   state dict carries the methods in its metadata, where rank and alpha are compared.
 - A delta file: refused, because the base would stay random.
@@ -11,6 +12,7 @@ from typing import Any, Mapping
 from torch import Tensor, nn
 
 from lowrank_d2.errors import CheckpointError, DeltaError
+from lowrank_d2.peft.adapted import adapted_modules
 from lowrank_d2.peft.config import difference, method_fields, method_from_fields
 from lowrank_d2.peft.delta import MARKER, load_delta
 from lowrank_d2.peft.trainable import added_names
@@ -65,6 +67,8 @@ def _after_load(model: nn.Module, incompatible: Any) -> None:
                 f"{absent[0]}. Load the checkpoint that the run wrote last, or the plain base."
             )
         return
+    for _, module in adapted_modules(model):
+        module.follow_base()
     provided = set(added)
     if model.peft_config.delta:
         header = load_delta(model, model.peft_config.delta)

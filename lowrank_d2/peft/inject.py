@@ -1,7 +1,8 @@
 """Putting methods into a model: find the targets, change their class, fill the adapter slots, freeze the rest.
 
-A target "value_proj" is every Linear of that name, "0.value_proj" every one whose name ends so, "re:..." every one
-whose whole name matches; "qkv[q,v]" takes the thirds q and v of the rows of a packed projection. Each must match.
+A target "value_proj" is every Linear, Conv2d or torch MultiheadAttention of that name, "0.value_proj" every one whose
+name ends so, "re:..." every one whose whole name matches; "qkv[q,v]" takes the thirds q and v of the rows of a packed
+projection. Each must match, and each name of a rank or alpha pattern too.
 """
 import logging
 import re
@@ -11,11 +12,12 @@ from torch import nn
 
 from lowrank_d2.errors import ConfigError
 from lowrank_d2.peft import checks
-from lowrank_d2.peft.adapted import PACKED, AdaptedLinear, WeightMethod, adapt_linear
+from lowrank_d2.peft.adapted import ADAPTABLE, PACKED, adapt, can_adapt, check_adaptable
 from lowrank_d2.peft.adapter import Adapter, SequentialAdapter
 from lowrank_d2.peft.config import Method, PeftConfig
 from lowrank_d2.peft.delta import read_header
 from lowrank_d2.peft.hooks import attach_hooks
+from lowrank_d2.peft.method import LowRankMethod, matches
 from lowrank_d2.peft.trainable import count, freeze
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ def apply_peft(model: nn.Module, peft: PeftConfig) -> nn.Module:
     if peft.delta:
         peft = peft.with_header(read_header(peft.delta))
     plans = [(method, _plan(model, method)) for method in peft.methods]  # everything is checked before anything changes
+    _check_disjoint(plans)
     for method, places in plans:
         for place in places:
             place.adapt(method)
@@ -74,14 +77,15 @@ def apply_peft(model: nn.Module, peft: PeftConfig) -> nn.Module:
     return model
 
 
-class _Linear(NamedTuple):
-    """A Linear to adapt, with the thirds of its rows if only some are meant."""
+class _Place(NamedTuple):
+    """A module to adapt, with the thirds of its rows if only some are meant."""
 
-    module: nn.Linear
+    name: str
+    module: nn.Module
     packed: tuple[str, ...]
 
-    def adapt(self, method: WeightMethod) -> None:
-        adapt_linear(self.module, method, self.packed)
+    def adapt(self, method: LowRankMethod) -> None:
+        adapt(self.module, method.at(self.name), self.packed)
 
 
 class _Slot(NamedTuple):
@@ -94,7 +98,7 @@ class _Slot(NamedTuple):
 
 
 def _plan(model: nn.Module, method: Method) -> list:
-    return _find_slots(model) if isinstance(method, Adapter) else _find_linears(model, method)
+    return _find_slots(model) if isinstance(method, Adapter) else _find_places(model, method)
 
 
 def _find_slots(model: nn.Module) -> list[_Slot]:
@@ -108,42 +112,61 @@ def _find_slots(model: nn.Module) -> list[_Slot]:
     return slots
 
 
-def _find_linears(model: nn.Module, method: WeightMethod) -> list[_Linear]:
+def _find_places(model: nn.Module, method: LowRankMethod) -> list[_Place]:
     targets = method.targets or (tuple(model.peft_targets()) if hasattr(model, "peft_targets") else ())
     inside_adapters = {id(m) for a in model.modules() if isinstance(a, SequentialAdapter) for m in a.modules()}
-    linears = {
+    modules = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, nn.Linear) and id(module) not in inside_adapters
+        if can_adapt(module) and id(module) not in inside_adapters
     }
-    key = f"MODEL.PEFT.{method.name.upper()}.TARGETS"
+    key = method.key("targets")
     if not targets:
-        raise ConfigError(f"{type(model).__name__} has no targets of its own. Fill {key} from: {_listed(linears)}.")
-    places: dict[int, _Linear] = {}
+        raise ConfigError(f"{type(model).__name__} has no targets of its own. Fill {key} from: {_listed(modules)}.")
+    places: dict[int, _Place] = {}
     for target in targets:
         pattern, packed = _parse(target, key)
-        found = [module for name, module in linears.items() if _matches(name, pattern, key)]
+        found = [_Place(name, module, packed) for name, module in modules.items() if matches(name, pattern, key)]
         if not found:
             raise ConfigError(
-                f"{key}: {target!r} matches no Linear of {type(model).__name__}"
-                f"{checks.nearest(target, _endings(linears))}. Available: {_listed(linears)}."
+                f"{key}: {target!r} matches no {ADAPTABLE} of {type(model).__name__}"
+                f"{checks.nearest(target, _endings(modules))}. Available: {_listed(modules)}."
             )
-        for module in found:
-            _add(places, _Linear(module, packed), target, key)
+        for place in found:
+            _add(places, place, target, method)
+    _check_patterns(method, [place.name for place in places.values()])
     return list(places.values())
 
 
-def _add(places: dict[int, _Linear], place: _Linear, target: str, key: str) -> None:
+def _add(places: dict[int, _Place], place: _Place, target: str, method: LowRankMethod) -> None:
+    key = method.key("targets")
     before = places.setdefault(id(place.module), place)
     if before.packed != place.packed:
         raise ConfigError(f"{key}: {target!r} takes other rows of a module than an entry before it. Name it once.")
-    if isinstance(place.module, AdaptedLinear):
-        raise ConfigError(f"{key}: {target!r} is adapted by {place.module.method.name!r} already. Name other modules.")
-    if place.packed and place.module.out_features % len(PACKED):
-        raise ConfigError(
-            f"{key}: {target!r} takes rows of q, k and v, but {place.module.out_features} output features are no three "
-            "equal blocks. Drop the brackets."
-        )
+    try:
+        check_adaptable(place.module, method, place.packed)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {target!r} {error}") from error
+
+
+def _check_patterns(method: LowRankMethod, names: Sequence[str]) -> None:
+    for option in ("rank_pattern", "alpha_pattern"):
+        for pattern, _ in getattr(method, option):
+            key = method.key(option)
+            if not any(matches(name, pattern, key) for name in names):
+                raise ConfigError(f"{key}: {pattern!r} matches none of the targets: {_listed(names)}. Correct or drop it.")
+
+
+def _check_disjoint(plans: Sequence[tuple[Method, list]]) -> None:
+    owners: dict[int, Method] = {}
+    for method, places in plans:
+        for place in places:
+            other = owners.setdefault(id(place.module), method)
+            if other is not method:
+                raise ConfigError(
+                    f"{method.key('targets')}: {place.name} is a target of {other.name!r} too. Give every method TARGETS "
+                    "of its own."
+                )
 
 
 def _parse(target: str, key: str) -> tuple[str, tuple[str, ...]]:
@@ -155,15 +178,6 @@ def _parse(target: str, key: str) -> tuple[str, tuple[str, ...]]:
     for row in rows:
         checks.one_of(f"{key}: in {target!r}, the row block", row, PACKED)
     return match["name"], rows
-
-
-def _matches(name: str, pattern: str, key: str) -> bool:
-    if not pattern.startswith("re:"):
-        return name == pattern or name.endswith(f".{pattern}")
-    try:
-        return re.fullmatch(pattern[3:], name) is not None
-    except re.error as error:
-        raise ConfigError(f"{key}: {pattern!r} is no regular expression: {error}.") from error
 
 
 def _endings(names: Iterable[str]) -> set[str]:

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowrank_d2.errors import DeltaError
-from lowrank_d2.peft.adapted import AdaptedLinear
+from lowrank_d2.peft.adapted import Adapted, AdaptedLinear
 from lowrank_d2.peft.adapter import SequentialAdapter
 from lowrank_d2.peft.trainable import added_names
 
@@ -13,10 +13,10 @@ from lowrank_d2.peft.trainable import added_names
 def merge(model: nn.Module) -> dict[str, Tensor]:
     """The state dict of a plain model that computes the same, with every update inside its weight.
 
-    `model` is not changed. Every merged layer is compared with the adapted one on random inputs.
+    `model` is not changed. Every merged linear layer is compared with the adapted one on random inputs.
 
     Raises:
-        DeltaError: sequential adapters, which no weight can take up; or a merged layer that differs.
+        DeltaError: sequential adapters, which no weight can take up; a merged layer that differs or is not finite.
     """
     adapters = [name for name, module in model.named_modules() if isinstance(module, SequentialAdapter)]
     if adapters:
@@ -27,24 +27,28 @@ def merge(model: nn.Module) -> dict[str, Tensor]:
     added = added_names(model)
     merged = {name: tensor for name, tensor in model.state_dict().items() if name not in added}
     for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, AdaptedLinear):
-            weight = module.weight
-            _compare(path, module, weight)
-            merged[f"{path}.weight" if path else "weight"] = weight
+        if isinstance(module, Adapted):
+            weight = module.effective_weight()
+            _check(path, module, weight)
+            merged[f"{path}.{module.weight_name}" if path else module.weight_name] = weight
     return merged
 
 
-def _compare(path: str, module: AdaptedLinear, weight: Tensor) -> None:
-    """Eight tokens take the factored order, so that two computations meet here."""
-    was_training = module.training
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(8, module.in_features, generator=generator).to(weight)
-    want = module.eval()(x)
-    module.train(was_training)
-    difference = (F.linear(x, weight, module.bias) - want).abs().max().item()
-    largest = want.abs().max().item()
+def _check(path: str, module: Adapted, weight: Tensor) -> None:
+    got, want = _outputs(module, weight) if isinstance(module, AdaptedLinear) else (weight, weight)
+    difference, largest = (got - want).abs().max().item(), want.abs().max().item()
     if not difference <= 64 * torch.finfo(weight.dtype).eps * max(largest, 1.0):
         raise DeltaError(
             f"The merged {path} differs from the adapted one by {difference:.3g} (outputs up to {largest:.3g}). "
             "Its tensors are not finite, or too large for this type: check the delta, and merge in float32."
         )
+
+
+def _outputs(module: AdaptedLinear, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the merged and of the adapted layer; eight tokens take the branched order, so that two computations meet."""
+    was_training = module.training
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, module.in_features, generator=generator).to(weight)
+    outputs = F.linear(x, weight, module.bias), module.eval()(x)
+    module.train(was_training)
+    return outputs

@@ -10,7 +10,7 @@ from typing import Iterable, Iterator, Sequence, Union
 from torch import nn
 
 from lowrank_d2.errors import ConfigError
-from lowrank_d2.peft.adapted import AdaptedLinear
+from lowrank_d2.peft.adapted import Adapted
 from lowrank_d2.peft.adapter import SequentialAdapter
 
 
@@ -52,11 +52,11 @@ class Counts:
 
 
 def added_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that methods have put into `model`, as in its state dict."""
+    """Names of the tensors that methods have put into `model`, as in its state dict."""
     names = set()
     for path, module in model.named_modules(remove_duplicate=False):
         dot = f"{path}." if path else ""
-        if isinstance(module, AdaptedLinear):
+        if isinstance(module, Adapted):
             names.update(dot + name for name in module.added_names())
         elif isinstance(module, SequentialAdapter):
             names.update(dot + name for name, _ in module.named_parameters())

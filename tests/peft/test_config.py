@@ -4,8 +4,12 @@ from types import SimpleNamespace as Node
 import pytest
 
 from lowrank_d2.errors import ConfigError, DeltaError
-from lowrank_d2.peft import Adapter, LoRA, PeftConfig
+from lowrank_d2.peft import AdaLoRA, Adapter, DoRA, LoHa, LoKr, LoRA, PeftConfig
 from lowrank_d2.peft.config import METHODS, difference, method_fields, method_from_fields
+
+
+def options(**changes):
+    return Node(**{**dict(RANK=8, ALPHA=None, DROPOUT=0.0, RSLORA=False, TARGETS=[], RANK_PATTERN=[], ALPHA_PATTERN=[]), **changes})
 
 
 def node(**changes):
@@ -14,7 +18,7 @@ def node(**changes):
         TRAIN="all",
         TRAIN_LABEL_EMBEDDING=True,
         DELTA="",
-        LORA=Node(RANK=8, ALPHA=None, DROPOUT=0.0, TARGETS=[]),
+        LORA=options(),
         ADAPTER=Node(REPEATS=1, REDUCTION=4, RESIDUAL="kappa+lambda", INIT="bert"),
     )
     return Node(**{**values, **changes})
@@ -35,11 +39,11 @@ def test_every_key_reaches_its_field():
             METHODS=["adapter", "lora"],
             TRAIN="none",
             TRAIN_LABEL_EMBEDDING=False,
-            LORA=Node(RANK=4, ALPHA=2, DROPOUT=0, TARGETS=["a", "b"]),
+            LORA=options(RANK=4, ALPHA=2, DROPOUT=0, RSLORA=True, TARGETS=["a", "b"], RANK_PATTERN=[["a", 2]]),
             ADAPTER=Node(REPEATS=3, REDUCTION=8, RESIDUAL="kappa", INIT="xavier"),
         )
     )
-    assert config == PeftConfig((Adapter(3, 8, "kappa", "xavier"), LoRA(4, 2.0, 0.0, ("a", "b"))), "none", False)
+    assert config == PeftConfig((Adapter(3, 8, "kappa", "xavier"), LoRA(4, 2.0, rslora=True, targets=("a", "b"), rank_pattern=(("a", 2),))), "none", False)
 
 
 def test_the_options_of_a_method_that_is_not_used_are_not_judged():
@@ -49,14 +53,14 @@ def test_the_options_of_a_method_that_is_not_used_are_not_judged():
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"METHODS": ["lroa"]}, r"METHODS is 'lroa'. Use one of 'lora', 'adapter' \(nearest: 'lora'\)"),
+        ({"METHODS": ["lroa"]}, r"METHODS is 'lroa'. Use one of 'lora', .*, 'adapter' \(nearest: 'lora'\)"),
         ({"METHODS": "lora"}, r"METHODS is the text 'lora', not a list. Write \['lora'\]"),
         ({"METHODS": ["lora", "lora"]}, r"METHODS is \['lora', 'lora'\]. Name every method once"),
         ({"TRAIN": "embedding"}, r"TRAIN is 'embedding'. Use one of 'all', .* \(nearest: 'embeddings'\)"),
         ({"TRAIN": None}, "TRAIN is None. Use one of"),
         ({"TRAIN_LABEL_EMBEDDING": "yes"}, "TRAIN_LABEL_EMBEDDING is 'yes'. Use True or False"),
         ({"DELTA": None}, "DELTA is None. Use the path"),
-        ({"METHODS": ["lora"], "LORA": Node(RANK=0, ALPHA=None, DROPOUT=0, TARGETS=[])}, "LORA.RANK is 0"),
+        ({"METHODS": ["lora"], "LORA": options(RANK=0)}, "LORA.RANK is 0"),
     ],
 )
 def test_wrong_values_show_what_is_right(changes, words):
@@ -64,7 +68,17 @@ def test_wrong_values_show_what_is_right(changes, words):
         PeftConfig.from_node(node(**changes))
 
 
-@pytest.mark.parametrize("method", [LoRA(4, 2, 0.1, ("a",)), Adapter(2, 8, "lambda", "xavier")], ids=lambda m: m.name)
+METHOD_OBJECTS = [
+    LoRA(4, 2, 0.1, rslora=True, targets=("a",), rank_pattern=(("a", 3),)),
+    DoRA(4, targets=("a",), alpha_pattern=[["a", 3]]),
+    AdaLoRA(9, target_rank=3, tinit=2, total_steps=10),
+    LoHa(4, rank_dropout=0.1, module_dropout=0.2),
+    LoKr(4, factor=3, decompose_both=True),
+    Adapter(2, 8, "lambda", "xavier"),
+]
+
+
+@pytest.mark.parametrize("method", METHOD_OBJECTS, ids=lambda m: m.name)
 def test_methods_survive_json(method):
     assert method_from_fields(json.loads(json.dumps(method_fields(method)))) == method
 
@@ -102,4 +116,4 @@ def test_what_does_not_change_the_function_may_differ():
 
 
 def test_the_table_names_every_method_by_its_own_name():
-    assert all(kind.name == name for name, kind in METHODS.items()) and set(METHODS) == {"lora", "adapter"}
+    assert all(kind.name == name for name, kind in METHODS.items()) and len(METHODS) == 6

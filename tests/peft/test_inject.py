@@ -30,7 +30,7 @@ def test_a_target_is_a_name_an_ending_or_a_full_match(make_toy, target, modules)
 @pytest.mark.parametrize("target", ["alue_proj", "decoder", "norm", r"re:value_proj", "label_embedding"])
 def test_a_target_that_matches_no_linear_is_an_error_that_lists_them(make_toy, target):
     model = make_toy()
-    with pytest.raises(ConfigError, match="matches no Linear of Toy") as caught:
+    with pytest.raises(ConfigError, match="matches no Linear, Conv2d or packed MultiheadAttention of Toy") as caught:
         inject(model, [LoRA(targets=("qkv", target))])
     assert f"TARGETS: {target!r}" in str(caught.value) and "decoder.*.value_proj" in str(caught.value)
     assert not added_names(model) and all(parameter.requires_grad for parameter in model.parameters())
