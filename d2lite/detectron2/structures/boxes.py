@@ -5,11 +5,11 @@ from enum import IntEnum, unique
 import numpy as np
 import torch
 
+from .rows import Rows
 
 @unique
 class BoxMode(IntEnum):
-    """How the numbers of a box are meant. ABS is in pixels, REL in fractions of the image; angles are in degrees,
-    counter-clockwise."""
+    """How the numbers of a box are meant: ABS in pixels, REL in fractions of the image; angles in degrees, ccw."""
 
     XYXY_ABS = 0
     XYWH_ABS = 1
@@ -19,14 +19,10 @@ class BoxMode(IntEnum):
 
     @staticmethod
     def convert(box, from_mode: "BoxMode", to_mode: "BoxMode"):
-        """Rewrite one box or many.
+        """Rewrite one box, a list or tuple of 4 or 5 numbers, or an (N, 4) or (N, 5) array or tensor.
 
-        Args:
-            box: list or tuple of 4 or 5 numbers, or an (N, 4) or (N, 5) array or tensor. A list or tuple of floats
-                passes through float32.
-
-        Returns:
-            the same type and dtype; ``box`` itself if the modes agree, else new memory.
+        The result has the same type and dtype and new memory, but is ``box`` itself if the modes agree. A list or tuple
+        of floats passes through float32.
 
         Raises:
             AssertionError: relative modes, or a list of another length.
@@ -77,18 +73,10 @@ def _enclose_rotated(boxes: torch.Tensor) -> torch.Tensor:
     return torch.cat([boxes[:, 0:2] - half, boxes[:, 0:2] + half], dim=1)
 
 
-class Boxes:
-    """The boxes of one image.
-
-    Attributes:
-        tensor: float32 (N, 4), x0 y0 x1 y1 in pixels.
-    """
+class Boxes(Rows):
+    """The boxes of one image: ``tensor`` is float32 (N, 4), x0 y0 x1 y1 in pixels; (0, 4) from one without elements."""
 
     def __init__(self, tensor: torch.Tensor):
-        """
-        Args:
-            tensor: (N, 4), or anything that :func:`torch.as_tensor` takes; without elements it becomes (0, 4).
-        """
         tensor = torch.as_tensor(tensor).to(torch.float32)
         if tensor.numel() == 0:
             tensor = tensor.reshape(0, 4)
@@ -96,33 +84,18 @@ class Boxes:
         self.tensor = tensor
 
     def clone(self) -> "Boxes":
-        """A copy with its own memory."""
         return Boxes(self.tensor.clone())
-
-    def to(self, device: torch.device) -> "Boxes":
-        """The same boxes on another device."""
-        return Boxes(self.tensor.to(device=device))
-
-    @property
-    def device(self) -> torch.device:
-        return self.tensor.device
 
     def area(self) -> torch.Tensor:
         """(N,) areas in pixels; the product of two negative sides counts as positive."""
         return (self.tensor[:, 2:] - self.tensor[:, :2]).prod(dim=1)
 
     def clip(self, box_size: tuple[int, int]) -> None:
-        """Move the corners into an image of ``(height, width)``, in this object.
-
-        Raises:
-            AssertionError: a coordinate is infinite or NaN.
-        """
+        """Move the corners into an image of ``(height, width)``, in this object; AssertionError unless finite."""
         assert torch.isfinite(self.tensor).all(), "Cannot clip boxes that have infinite or NaN coordinates."
         height, width = box_size
-        x0, y0, x1, y1 = self.tensor.unbind(dim=1)
-        self.tensor = torch.stack(
-            [x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height)], dim=1
-        )
+        limits = self.tensor.new_tensor([width, height, width, height])
+        self.tensor = self.tensor.clamp(torch.zeros_like(limits), limits)
 
     def nonempty(self, threshold: float = 0.0) -> torch.Tensor:
         """(N,) bool: both sides are longer than ``threshold``."""
@@ -131,13 +104,9 @@ class Boxes:
     def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> torch.Tensor:
         """(N,) bool: lies in an image of ``(height, width)`` enlarged by ``boundary_threshold`` on every side."""
         height, width = box_size
-        x0, y0, x1, y1 = self.tensor.unbind(dim=1)
-        return (
-            (x0 >= -boundary_threshold)
-            & (y0 >= -boundary_threshold)
-            & (x1 < width + boundary_threshold)
-            & (y1 < height + boundary_threshold)
-        )
+        low, high = self.tensor[:, :2], self.tensor[:, 2:]
+        limits = self.tensor.new_tensor([width + boundary_threshold, height + boundary_threshold])
+        return (low >= -boundary_threshold).all(dim=1) & (high < limits).all(dim=1)
 
     def get_centers(self) -> torch.Tensor:
         """(N, 2) x, y."""
@@ -148,19 +117,7 @@ class Boxes:
         self.tensor[:, 0::2] *= scale_x
         self.tensor[:, 1::2] *= scale_y
 
-    def __getitem__(self, item) -> "Boxes":
-        """The selected boxes, for an int one box; a view where torch's indexing gives a view."""
-        if isinstance(item, int):
-            return Boxes(self.tensor[item].view(1, 4))
-        selected = self.tensor[item]
-        assert selected.dim() == 2, f"Indexing Boxes with {item} does not select whole boxes."
-        return Boxes(selected)
-
-    def __len__(self) -> int:
-        return self.tensor.shape[0]
-
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """One (4,) tensor a box."""
         yield from self.tensor
 
     def __repr__(self) -> str:
@@ -169,11 +126,7 @@ class Boxes:
     @classmethod
     def cat(cls, boxes_list: list["Boxes"]) -> "Boxes":
         """All boxes of a list or tuple, with their own memory; none for an empty list."""
-        assert isinstance(boxes_list, (list, tuple)), f"Boxes.cat takes a list, not {type(boxes_list).__name__}."
-        if len(boxes_list) == 0:
-            return cls(torch.empty(0))
-        assert all(isinstance(boxes, Boxes) for boxes in boxes_list), "Boxes.cat takes a list of Boxes."
-        return cls(torch.cat([boxes.tensor for boxes in boxes_list], dim=0))
+        return super().cat(boxes_list) if len(boxes_list) else cls(torch.empty(0))
 
 
 def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> torch.Tensor:
@@ -197,24 +150,13 @@ def pairwise_ioa(boxes1: Boxes, boxes2: Boxes) -> torch.Tensor:
 
 
 def pairwise_point_box_distance(points: torch.Tensor, boxes: Boxes) -> torch.Tensor:
-    """Signed distances of points to the sides of boxes, positive inwards.
-
-    Args:
-        points: (N, 2) x, y.
-
-    Returns:
-        (N, M, 4): to the left, top, right and bottom side of each box.
-    """
+    """(N, M, 4) distances of (N, 2) points to the left, top, right and bottom side of each box, positive inwards."""
     points, corners = points[:, None], boxes.tensor[None]
     return torch.cat([points - corners[..., :2], corners[..., 2:] - points], dim=2)
 
 
 def matched_pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> torch.Tensor:
-    """(N,) intersection over union of the i-th box with the i-th box.
-
-    Raises:
-        AssertionError: the numbers of boxes differ.
-    """
+    """(N,) intersection over union of the i-th box with the i-th box; AssertionError if the numbers differ."""
     assert len(boxes1) == len(boxes2), f"Cannot pair {len(boxes1)} boxes with {len(boxes2)} one by one."
     a, b = boxes1.tensor, boxes2.tensor
     common = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)

@@ -7,12 +7,7 @@ from torch.nn import functional as F
 
 
 class ImageList:
-    """A batch of images, padded at the right and at the bottom to a common size.
-
-    Attributes:
-        tensor: (N, H, W) or (N, C, ..., H, W).
-        image_sizes: N pairs (height, width) without padding.
-    """
+    """A batch of images, (N, H, W) or (N, C, ..., H, W), padded at the right and bottom; image_sizes are unpadded."""
 
     def __init__(self, tensor: torch.Tensor, image_sizes: list[tuple[int, int]]):
         self.tensor = tensor
@@ -39,16 +34,12 @@ class ImageList:
         tensors: Sequence[torch.Tensor], size_divisibility: int = 0, pad_value: float = 0.0,
         padding_constraints: dict[str, int] | None = None,
     ) -> "ImageList":
-        """Pad images to the size of the largest.
+        """Pad images, (H_i, W_i) or (C, ..., H_i, W_i), to the size of the largest; AssertionError if they do not fit.
 
         Args:
-            tensors: list or tuple of (H_i, W_i) or (C, ..., H_i, W_i) tensors, all other dimensions equal.
             size_divisibility: if above 1, both padded sides become multiples of it.
             padding_constraints: from a backbone. "size_divisibility" replaces that argument, and "square_size", if
                 positive, is used for both sides instead of the largest image's; a larger image is cropped to it.
-
-        Raises:
-            AssertionError: no tensors, or leading dimensions that differ.
         """
         assert isinstance(tensors, (list, tuple)) and len(tensors) > 0, "from_tensors needs a list of images."
         for image in tensors:

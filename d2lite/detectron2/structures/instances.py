@@ -13,11 +13,6 @@ class Instances:
     """
 
     def __init__(self, image_size: tuple[int, int], **kwargs: Any):
-        """
-        Args:
-            image_size: (height, width) of the image.
-            kwargs: fields.
-        """
         self._image_size = image_size
         self._fields: dict[str, Any] = {}
         for name, value in kwargs.items():
@@ -40,17 +35,10 @@ class Instances:
         return self._fields[name]
 
     def set(self, name: str, value: Any) -> None:
-        """Add or replace a field.
-
-        Raises:
-            AssertionError: its length is not that of the other fields.
-        """
+        """Add or replace a field; AssertionError if its length is not that of the other fields."""
+        length = len(value)  # what has no length is no field
         if self._fields:
-            assert len(value) == len(self), (
-                f"A field of length {len(value)} does not fit Instances of length {len(self)}: {name!r}."
-            )
-        else:
-            len(value)  # what has no length is no field
+            assert length == len(self), f"A field {name!r} of length {length} does not fit {len(self)} instances."
         self._fields[name] = value
 
     def has(self, name: str) -> bool:
@@ -77,11 +65,7 @@ class Instances:
         return moved
 
     def __getitem__(self, item: int | slice | torch.BoolTensor) -> "Instances":
-        """The selected instances: an int selects one, all else is handed to the indexing of every field.
-
-        Raises:
-            IndexError: an int out of range.
-        """
+        """The selected instances: an int selects one (IndexError), all else is handed to the indexing of the fields."""
         if isinstance(item, int):
             if not -len(self) <= item < len(self):
                 raise IndexError(f"There is no instance {item} among {len(self)}.")
@@ -103,9 +87,7 @@ class Instances:
     def cat(instance_lists: list["Instances"]) -> "Instances":
         """All instances of a list, which are of one image size and have the same fields; one alone is returned as is.
 
-        Raises:
-            AssertionError: nothing to concatenate, or differing image sizes.
-            ValueError: a field of a type that cannot be concatenated.
+        ValueError for a field of a type that cannot be concatenated.
         """
         assert len(instance_lists) > 0, "Instances.cat needs at least one element."
         assert all(isinstance(each, Instances) for each in instance_lists), "Instances.cat takes Instances only."
@@ -113,9 +95,8 @@ class Instances:
         if len(instance_lists) == 1:
             return first
         for other in instance_lists[1:]:
-            assert other.image_size == first.image_size, (
-                f"Cannot concatenate instances of images {first.image_size} and {other.image_size}."
-            )
+            sizes = first.image_size, other.image_size
+            assert sizes[0] == sizes[1], f"Cannot concatenate instances of images {sizes[0]} and {sizes[1]}."
         joined = Instances(first.image_size)
         for name in first.get_fields():
             joined.set(name, _join(name, [each.get(name) for each in instance_lists]))

@@ -11,6 +11,7 @@ from detectron2.layers.roi_align import ROIAlign
 from detectron2.utils.memory import retry_if_cuda_oom
 
 from .boxes import Boxes
+from .rows import Rows
 
 
 def polygon_area(x, y):
@@ -27,60 +28,24 @@ def polygons_to_bitmask(polygons: list[np.ndarray], height: int, width: int) -> 
 
 
 def rasterize_polygons_within_box(polygons: list[np.ndarray], box: np.ndarray, mask_size: int) -> torch.Tensor:
-    """(mask_size, mask_size) bool: what polygons cover of ``box``, stretched to a square.
-
-    Args:
-        box: x0 y0 x1 y1.
-    """
+    """(mask_size, mask_size) bool: what polygons cover of ``box``, x0 y0 x1 y1, stretched to a square."""
     x0, y0, x1, y1 = (float(value) for value in box)
     scale = np.array([mask_size / max(x1 - x0, 0.1), mask_size / max(y1 - y0, 0.1)])
     inside = [((np.asarray(polygon).reshape(-1, 2) - [x0, y0]) * scale).reshape(-1) for polygon in polygons]
     return torch.from_numpy(polygons_to_bitmask(inside, mask_size, mask_size))
 
 
-class BitMasks:
-    """Masks as bitmaps of the whole image.
-
-    Attributes:
-        tensor: bool (N, H, W).
-        image_size: (H, W).
-    """
+class BitMasks(Rows):
+    """Masks as bitmaps of the whole image: ``tensor`` is bool (N, H, W), made from what is not 0."""
 
     def __init__(self, tensor: torch.Tensor | np.ndarray):
-        """
-        Args:
-            tensor: (N, H, W); what is not 0 is inside.
-        """
         tensor = torch.as_tensor(tensor).to(torch.bool)
         assert tensor.dim() == 3, f"Bit masks are an (N, H, W) tensor, not {tuple(tensor.shape)}."
         self.image_size = tensor.shape[1:]
         self.tensor = tensor
 
-    def to(self, *args: Any, **kwargs: Any) -> "BitMasks":
-        """As :meth:`torch.Tensor.to`."""
-        return BitMasks(self.tensor.to(*args, **kwargs))
-
-    @property
-    def device(self) -> torch.device:
-        return self.tensor.device
-
-    def __getitem__(self, item: int | slice | torch.BoolTensor) -> "BitMasks":
-        """The selected masks, for an int one mask; a view where torch's indexing gives a view."""
-        if isinstance(item, int):
-            return BitMasks(self.tensor[item].unsqueeze(0))
-        selected = self.tensor[item]
-        assert selected.dim() == 3, f"Indexing BitMasks with {item} does not select whole masks."
-        return BitMasks(selected)
-
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """One (H, W) tensor a mask."""
         yield from self.tensor
-
-    def __len__(self) -> int:
-        return self.tensor.shape[0]
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_instances={len(self)})"
 
     def nonempty(self) -> torch.Tensor:
         """(N,) bool: has a pixel inside."""
@@ -97,13 +62,9 @@ class BitMasks:
         return BitMasks(torch.from_numpy(np.stack(bitmaps)) if bitmaps else torch.empty(0, height, width))
 
     def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
-        """Cut each mask out by its box and stretch it to a square (aligned ROIAlign, at least half covered).
+        """(N, mask_size, mask_size) bool: each mask cut out by its box, (N, 4) in pixels, and stretched to a square.
 
-        Args:
-            boxes: (N, 4) in pixels.
-
-        Returns:
-            bool (N, mask_size, mask_size).
+        Inside is what is covered at least by half, by aligned ROIAlign.
         """
         assert len(boxes) == len(self), f"{len(boxes)} boxes for {len(self)} masks."
         own_index = torch.arange(len(boxes), device=self.device)[:, None].to(boxes.dtype)
@@ -117,13 +78,6 @@ class BitMasks:
         (x0, x1), (y0, y1) = _first_and_past_last(columns), _first_and_past_last(rows)
         return Boxes(torch.stack([x0, y0, x1, y1], dim=1).float())
 
-    @staticmethod
-    def cat(bitmasks_list: list["BitMasks"]) -> "BitMasks":
-        """All masks of a list, which are of one image size."""
-        assert isinstance(bitmasks_list, (list, tuple)) and len(bitmasks_list) > 0, "BitMasks.cat needs a list."
-        assert all(isinstance(masks, BitMasks) for masks in bitmasks_list), "BitMasks.cat takes a list of BitMasks."
-        return type(bitmasks_list[0])(torch.cat([masks.tensor for masks in bitmasks_list], dim=0))
-
 
 def _first_and_past_last(hits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """For each row of (N, L) bool the first True and one past the last; 0 and 0 if there is none."""
@@ -135,24 +89,19 @@ def _first_and_past_last(hits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 
 
 class PolygonMasks:
-    """Masks as polygons; they live on the CPU.
+    """Masks as polygons, on the CPU: ``polygons`` has for each instance a list of float64 vectors x0 y0 x1 y1 ...
 
-    Attributes:
-        polygons: for each instance a list of float64 vectors x0 y0 x1 y1 ... in pixels.
+    Raises:
+        ValueError: not lists in a list, an odd number of values or fewer than three corners.
     """
 
     def __init__(self, polygons: list[list[torch.Tensor | np.ndarray]]):
-        """
-        Raises:
-            ValueError: not lists in a list, an odd number of values or fewer than three corners.
-        """
         if not isinstance(polygons, list):
             raise ValueError(f"PolygonMasks takes a list with a list of polygons an instance, not {type(polygons)}.")
         self.polygons = [_checked_polygons(index, instance) for index, instance in enumerate(polygons)]
 
     def to(self, *args: Any, **kwargs: Any) -> "PolygonMasks":
         """These masks: polygons do not move."""
-        return self
 
     @property
     def device(self) -> torch.device:
@@ -190,7 +139,6 @@ class PolygonMasks:
         return PolygonMasks([self.polygons[index] for index in item])
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
-        """One list of polygons an instance."""
         return iter(self.polygons)
 
     def __len__(self) -> int:
@@ -199,86 +147,52 @@ class PolygonMasks:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(num_instances={len(self)})"
 
+
     def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
-        """Cut each mask out by its box and stretch it to a square.
-
-        Args:
-            boxes: (N, 4) in pixels.
-
-        Returns:
-            bool (N, mask_size, mask_size) on the device of ``boxes``.
-        """
+        """(N, mask_size, mask_size) bool: each mask cut out by its box, (N, 4) in pixels, and stretched to a square."""
         assert len(boxes) == len(self), f"{len(boxes)} boxes for {len(self)} masks."
-        squares = [
-            rasterize_polygons_within_box(polygons, box, mask_size)
-            for polygons, box in zip(self.polygons, boxes.cpu().numpy())
-        ]
-        if not squares:
-            return torch.empty(0, mask_size, mask_size, dtype=torch.bool, device=boxes.device)
-        return torch.stack(squares).to(boxes.device)
+        pairs = zip(self.polygons, boxes.cpu().numpy())
+        squares = [rasterize_polygons_within_box(polygons, box, mask_size) for polygons, box in pairs]
+        empty = torch.empty(0, mask_size, mask_size, dtype=torch.bool)
+        return (torch.stack(squares) if squares else empty).to(boxes.device)
 
     def area(self) -> torch.Tensor:
         """(N,) areas; parts that overlap count twice."""
-        return torch.tensor(
-            [sum(polygon_area(polygon[0::2], polygon[1::2]) for polygon in polygons) for polygons in self.polygons]
-        )
+        areas = [sum(polygon_area(polygon[0::2], polygon[1::2]) for polygon in polygons) for polygons in self.polygons]
+        return torch.tensor(areas)
 
     @staticmethod
     def cat(polymasks_list: list["PolygonMasks"]) -> "PolygonMasks":
-        """All masks of a list."""
         assert isinstance(polymasks_list, (list, tuple)) and len(polymasks_list) > 0, "PolygonMasks.cat needs a list."
-        assert all(isinstance(masks, PolygonMasks) for masks in polymasks_list), (
-            "PolygonMasks.cat takes a list of PolygonMasks."
-        )
+        assert all(isinstance(masks, PolygonMasks) for masks in polymasks_list), "A list of PolygonMasks is needed."
         return type(polymasks_list[0])(list(itertools.chain(*(masks.polygons for masks in polymasks_list))))
 
 
 def _checked_polygons(index: int, instance: list) -> list[np.ndarray]:
     if not isinstance(instance, list):
         raise ValueError(f"Instance {index} is {type(instance)}; it must be a list of polygons.")
-    polygons = [
-        np.asarray(polygon.cpu() if isinstance(polygon, torch.Tensor) else polygon, dtype=np.float64)
-        for polygon in instance
-    ]
-    for polygon in polygons:
-        if len(polygon) % 2 != 0 or len(polygon) < 6:
-            raise ValueError(
-                f"Instance {index} has a polygon of {len(polygon)} values; x, y of three or more corners are needed."
-            )
+    on_cpu = (polygon.cpu() if isinstance(polygon, torch.Tensor) else polygon for polygon in instance)
+    polygons = [np.asarray(polygon, dtype=np.float64) for polygon in on_cpu]
+    for length in map(len, polygons):
+        if length % 2 != 0 or length < 6:
+            raise ValueError(f"Instance {index} has a polygon of {length} values; x, y of three corners are the least.")
     return polygons
 
 
-class ROIMasks:
-    """Soft masks inside the boxes of their instances, as mask heads predict them.
-
-    Attributes:
-        tensor: (N, M, M) probabilities.
-    """
+class ROIMasks(Rows):
+    """Soft masks (N, M, M) inside the boxes of their instances, as mask heads predict them."""
 
     def __init__(self, tensor: torch.Tensor):
         if tensor.dim() != 3:
             raise ValueError(f"ROI masks are an (N, M, M) tensor, not {tuple(tensor.shape)}.")
         self.tensor = tensor
 
-    def to(self, device: torch.device) -> "ROIMasks":
-        """The same masks on another device."""
-        return ROIMasks(self.tensor.to(device))
-
-    @property
-    def device(self) -> torch.device:
-        return self.tensor.device
-
-    def __len__(self) -> int:
-        return self.tensor.shape[0]
 
     def __getitem__(self, item) -> "ROIMasks":
         selected = self.tensor[item]
         if selected.dim() != 3:
             raise ValueError(f"Indexing ROIMasks with {item} does not select whole masks.")
         return ROIMasks(selected)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_instances={len(self)})"
 
     def to_bitmasks(self, boxes: Boxes | torch.Tensor, height, width, threshold=0.5) -> BitMasks:
         """Paste the masks over their boxes into an image; see :func:`detectron2.layers.paste_masks_in_image`."""
