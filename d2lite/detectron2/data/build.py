@@ -25,24 +25,16 @@ from .dataset_mapper import DatasetMapper
 from .detection_utils import check_metadata_consistency
 from .samplers import InferenceSampler, RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
 
-__all__ = [
-    "build_batch_data_loader", "build_detection_train_loader", "build_detection_test_loader",
-    "get_detection_dataset_dicts", "load_proposals_into_dataset", "print_instances_class_histogram",
-]
 
 logger = logging.getLogger(__name__)
 
 load_proposals_into_dataset = refused("load_proposals_into_dataset", __name__)
 
 
-def _report_filter(reason: str, before: Sequence, after: Sequence) -> None:
-    logger.info(f"Removed {len(before) - len(after)} of {len(before)} images {reason}; {len(after)} are left.")
-
-
 def filter_images_with_only_crowd_annotations(dataset_dicts: list[dict]) -> list[dict]:
     """Keep the images with an annotation that is no crowd."""
     kept = [d for d in dataset_dicts if any(a.get("iscrowd", 0) == 0 for a in d["annotations"])]
-    _report_filter("without a usable annotation", dataset_dicts, kept)
+    logger.info(f"{len(kept)} of {len(dataset_dicts)} images have a usable annotation; the others are left out.")
     return kept
 
 
@@ -53,7 +45,7 @@ def filter_images_with_few_keypoints(dataset_dicts: list[dict], min_keypoints_pe
         return sum(int((np.array(a["keypoints"][2::3]) > 0).sum()) for a in record["annotations"] if "keypoints" in a)
 
     kept = [d for d in dataset_dicts if visible(d) >= min_keypoints_per_image]
-    _report_filter(f"with fewer than {min_keypoints_per_image} keypoints", dataset_dicts, kept)
+    logger.info(f"{len(kept)} of {len(dataset_dicts)} images have {min_keypoints_per_image} keypoints; others are out.")
     return kept
 
 
@@ -63,41 +55,32 @@ def print_instances_class_histogram(dataset_dicts: list[dict], class_names: Sequ
     for record in dataset_dicts:
         classes = np.asarray([a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)], dtype=int)
         if len(classes):
-            assert classes.min() >= 0, f"{record.get('file_name', 'An image')} has the class {classes.min()}."
-            assert classes.max() < len(class_names), (
-                f"{record.get('file_name', 'An image')} has the class {classes.max()}, "
-                f"but the dataset knows only {len(class_names)} classes."
+            outside = classes[(classes < 0) | (classes >= len(class_names))]
+            assert not len(outside), (
+                f"{record.get('file_name', 'An image')} has the class {outside[0]}; "
+                f"the dataset has {len(class_names)} classes, numbered from 0."
             )
         np.add.at(counts, classes, 1)
 
     cells = [cell for name, count in zip(class_names, counts) for cell in (str(name)[:16], int(count))]
     columns = min(6, max(2, len(cells)))
-    cells += [None] * (-len(cells) % columns)
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
-    table = tabulate(
-        rows, headers=["category", "#instances"] * (columns // 2), tablefmt="pipe", numalign="left", stralign="center"
-    )
-    log_first_n(
-        logging.INFO, f"{counts.sum()} instances of {len(class_names)} classes:\n" + colored(table, "cyan"),
-        key="message",
-    )
+    headers = ["category", "#instances"] * (columns // 2)
+    table = colored(tabulate(rows, headers, tablefmt="pipe", numalign="left", stralign="center"), "cyan")
+    log_first_n(logging.INFO, f"{counts.sum()} instances of {len(class_names)} classes:\n{table}", key="message")
 
 
 def get_detection_dataset_dicts(
     names: str | Sequence[str], filter_empty: bool = True, min_keypoints: int = 0,
     proposal_files: Sequence[str] | None = None, check_consistency: bool = True,
 ):
-    """The records of one or several registered datasets, in one list.
+    """The records of one or several registered datasets, in one list, or what is registered, if a torch Dataset.
 
     Args:
-        names: registered names.
         filter_empty: drop images without an annotation that is no crowd. Without effect on unlabelled datasets.
         min_keypoints: drop images with fewer visible keypoints.
         proposal_files: one for each name.
         check_consistency: the datasets must agree on their thing_classes.
-
-    Returns:
-        list of dicts; or a torch Dataset, where that is what is registered.
     """
     names = [names] if isinstance(names, str) else list(names)
     assert names, "No dataset is named: DATASETS.TRAIN (or TEST) is empty."
@@ -144,11 +127,10 @@ def build_batch_data_loader(
 
     Args:
         dataset: map-style (with a sampler) or iterable (without).
-        total_batch_size: over all processes, which must divide it.
+        total_batch_size: over all processes, which must divide it; or give `single_gpu_batch_size`, elements a process.
         aspect_ratio_grouping: batches of equal orientation; the elements must have "width" and "height".
         collate_fn: list of elements -> batch; None: the list itself.
         drop_last: drop an incomplete last batch; grouping always does.
-        single_gpu_batch_size: instead of total_batch_size: elements a process.
         seed: of the generator the workers' seeds come from.
         kwargs: further arguments of torch's DataLoader.
     """
@@ -170,18 +152,13 @@ def build_batch_data_loader(
         # Whole batches by turns keep the order independent of the number of workers. With grouping, batches are made
         # behind the workers, so single elements do.
         dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=1 if aspect_ratio_grouping else batch_size)
-
-    generator = None
-    if seed is not None:
-        generator = torch.Generator()
-        generator.manual_seed(seed)
     kwargs = {
         "num_workers": num_workers,
         "worker_init_fn": worker_init_reset_seed,
         "prefetch_factor": prefetch_factor if num_workers > 0 else None,
         "persistent_workers": persistent_workers,
         "pin_memory": pin_memory,
-        "generator": generator,
+        "generator": None if seed is None else torch.Generator().manual_seed(seed),
         **kwargs,
     }
     if aspect_ratio_grouping:
@@ -273,6 +250,13 @@ def _mapped(dataset, mapper):
     return dataset if mapper is None else MapDataset(dataset, mapper)
 
 
+def _checked_sampler(dataset, sampler: Sampler | None, default: type[Sampler]) -> Sampler | None:
+    if isinstance(dataset, torchdata.IterableDataset):
+        assert sampler is None, "An iterable dataset has its own order; sampler must be None."
+        return None
+    return default(len(dataset)) if sampler is None else sampler
+
+
 @configurable(from_config=_train_loader_from_config)
 def build_detection_train_loader(
     dataset, *, mapper, sampler=None, total_batch_size, aspect_ratio_grouping=True, num_workers=0, collate_fn=None,
@@ -284,14 +268,9 @@ def build_detection_train_loader(
         dataset: list of records, or a torch Dataset, map-style or iterable.
         mapper: record -> model input; None: the records are that.
         sampler: None: a randomly seeded `TrainingSampler`; must be None for an iterable dataset.
-        total_batch_size, aspect_ratio_grouping, num_workers, collate_fn, kwargs: see `build_batch_data_loader`.
+        others: see `build_batch_data_loader`.
     """
-    dataset = _mapped(dataset, mapper)
-    if isinstance(dataset, torchdata.IterableDataset):
-        assert sampler is None, "An iterable dataset has its own order; sampler must be None."
-    else:
-        sampler = TrainingSampler(len(dataset)) if sampler is None else sampler
-        assert isinstance(sampler, Sampler), f"sampler must be a torch Sampler, got {type(sampler).__name__}."
+    dataset, sampler = _mapped(dataset, mapper), _checked_sampler(dataset, sampler, TrainingSampler)
     return build_batch_data_loader(
         dataset, sampler, total_batch_size, aspect_ratio_grouping=aspect_ratio_grouping, num_workers=num_workers,
         collate_fn=collate_fn, **kwargs,
@@ -305,12 +284,11 @@ def _test_loader_from_config(cfg, dataset_name, mapper=None) -> dict[str, Any]:
         of_name = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST))
         proposal_files = [of_name[name] for name in names]
     dataset = get_detection_dataset_dicts(names, filter_empty=False, proposal_files=proposal_files)
-    is_iterable = isinstance(dataset, torchdata.IterableDataset)
     return {
         "dataset": dataset,
         "mapper": DatasetMapper(cfg, False) if mapper is None else mapper,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
-        "sampler": None if is_iterable else InferenceSampler(len(dataset)),
+        "sampler": _checked_sampler(dataset, None, InferenceSampler),
     }
 
 
@@ -326,12 +304,7 @@ def build_detection_test_loader(
         sampler: None: `InferenceSampler`; must be None for an iterable dataset.
         batch_size: of each process. Times in papers are for 1.
     """
-    dataset = _mapped(dataset, mapper)
-    if isinstance(dataset, torchdata.IterableDataset):
-        assert sampler is None, "An iterable dataset has its own order; sampler must be None."
-    elif sampler is None:
-        sampler = InferenceSampler(len(dataset))
     return torchdata.DataLoader(
-        dataset, batch_size=batch_size, sampler=sampler, drop_last=False, num_workers=num_workers,
-        collate_fn=collate_fn or trivial_batch_collator,
+        _mapped(dataset, mapper), batch_size=batch_size, sampler=_checked_sampler(dataset, sampler, InferenceSampler),
+        drop_last=False, num_workers=num_workers, collate_fn=collate_fn or trivial_batch_collator,
     )

@@ -12,10 +12,25 @@ from typing import Any, Callable
 
 from detectron2.utils.logger import log_first_n
 
-__all__ = ["DatasetCatalog", "MetadataCatalog", "Metadata"]
+
+class _Catalog(UserDict):
+    """What both catalogs have besides `get`."""
+
+    def list(self) -> list[str]:
+        """All names."""
+        return list(self.keys())
+
+    def remove(self, name: str) -> None:
+        """Forget a name, in this catalog."""
+        self.pop(name)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__.lstrip('_')}({', '.join(self)})"
+
+    __str__ = __repr__
 
 
-class _DatasetCatalog(UserDict):
+class _DatasetCatalog(_Catalog):
     """Name -> function without arguments. The function runs at every `get`, so registration itself costs nothing."""
 
     def register(self, name: str, func: Callable[[], Any]) -> None:
@@ -29,19 +44,6 @@ class _DatasetCatalog(UserDict):
         if name not in self:
             raise KeyError(f"No dataset '{name}' is registered. Registered are: {', '.join(self) or 'none'}.")
         return self[name]()
-
-    def list(self) -> list[str]:
-        """All registered names."""
-        return list(self.keys())
-
-    def remove(self, name: str) -> None:
-        """Forget a name. Its metadata stays."""
-        self.pop(name)
-
-    def __str__(self) -> str:
-        return f"DatasetCatalog(registered datasets: {', '.join(self)})"
-
-    __repr__ = __str__
 
 
 class Metadata(types.SimpleNamespace):
@@ -88,7 +90,7 @@ class Metadata(types.SimpleNamespace):
         return dict(self.__dict__)
 
 
-class _MetadataCatalog(UserDict):
+class _MetadataCatalog(_Catalog):
     """Name -> `Metadata`, made on first use."""
 
     def get(self, name: str) -> Metadata:
@@ -97,19 +99,6 @@ class _MetadataCatalog(UserDict):
         if name not in self:
             self[name] = Metadata(name=name)
         return self[name]
-
-    def list(self) -> list[str]:
-        """All names that have metadata."""
-        return list(self.keys())
-
-    def remove(self, name: str) -> None:
-        """Forget the metadata of a name."""
-        self.pop(name)
-
-    def __str__(self) -> str:
-        return f"MetadataCatalog(registered metadata: {', '.join(self)})"
-
-    __repr__ = __str__
 
 
 DatasetCatalog = _DatasetCatalog()

@@ -14,7 +14,7 @@ from torch.utils.data.sampler import Sampler
 
 from detectron2.utils.serialize import PicklableWrapper
 
-__all__ = ["MapDataset", "DatasetFromList", "AspectRatioGroupedDataset", "ToIterableDataset"]
+logger = logging.getLogger(__name__)
 
 
 def _roundrobin(*iterables: Iterable) -> Iterator:
@@ -60,13 +60,8 @@ class _MapIterableDataset(torchdata.IterableDataset):
 class MapDataset(torchdata.Dataset):
     """A dataset with a function applied to every element, lazily.
 
-    Args:
-        dataset: map-style, or iterable (then the result is iterable too).
-        map_func: element -> element, or None for "cannot use this one". A map-style dataset then gives another,
-            randomly chosen element in its place; an iterable one skips it.
-
-    Raises:
-        ValueError: on access, when the function has refused every element.
+    Where the function gives None ("cannot use this one"), a map-style dataset gives another, randomly chosen element,
+    or ValueError when all were refused; an iterable dataset, with which the result is iterable too, skips it.
     """
 
     def __new__(cls, dataset, map_func):
@@ -99,23 +94,19 @@ class MapDataset(torchdata.Dataset):
             if not candidates:
                 raise ValueError(f"The mapping function returned None for all {len(self)} elements; none can be used.")
             if retries >= 3:
-                logging.getLogger(__name__).warning(
-                    f"The mapping function returned None {retries} times in a row, beginning with element {idx}."
-                )
+                logger.warning(f"The mapping function returned None {retries} times in a row, first for element {idx}.")
             current = self._rng.sample(candidates, k=1)[0]
 
 
 class _TorchSerializedList:
-    """A list pickled element by element into one uint8 tensor.
-
-    Forked workers share a tensor's pages; the reference counts of a list of Python objects would copy them all.
-    """
+    """A list pickled element by element into one uint8 tensor, whose pages forked workers share: the reference counts
+    of a list of Python objects would copy them all."""
 
     def __init__(self, lst: list):
         parts = [np.frombuffer(pickle.dumps(x, protocol=-1), dtype=np.uint8) for x in lst]
         self._ends = torch.from_numpy(np.cumsum([len(p) for p in parts], dtype=np.int64))
         self._bytes = torch.from_numpy(np.concatenate(parts) if parts else np.empty(0, dtype=np.uint8))
-        logging.getLogger(__name__).info(f"Serialized {len(lst)} records into {len(self._bytes) / 2**20:.2f} MiB.")
+        logger.info(f"Serialized {len(lst)} records into {len(self._bytes) / 2**20:.2f} MiB.")
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -144,9 +135,7 @@ class DatasetFromList(torchdata.Dataset):
     """A list as a dataset.
 
     Args:
-        lst: the elements.
-        copy: give a deep copy at every access, so that a user may change what he gets. Without effect if serialised,
-            where every access makes a fresh object anyway.
+        copy: give a deep copy at every access. Without effect if serialised, where every access makes a fresh object.
         serialize: True: the default method (one tensor of pickles). A callable: `serialize(lst)` is stored.
             False: the list itself.
     """
@@ -174,7 +163,6 @@ class ToIterableDataset(torchdata.IterableDataset):
     """A map-style dataset walked in a sampler's order.
 
     Args:
-        dataset: map-style.
         sampler: gives indices. It must give the same ones in every DataLoader worker (a seeded generator of its own).
         shard_sampler: deal the indices out to the workers; False if the sampler does it already.
         shard_chunk_size: workers take turns after so many indices. The batch size, when the DataLoader makes batches:
@@ -184,17 +172,14 @@ class ToIterableDataset(torchdata.IterableDataset):
     def __init__(self, dataset, sampler: Sampler, shard_sampler: bool = True, shard_chunk_size: int = 1):
         assert not isinstance(dataset, torchdata.IterableDataset), "This dataset is iterable already."
         assert isinstance(sampler, Sampler), f"A torch Sampler is needed, got {type(sampler).__name__}."
-        self.dataset = dataset
-        self.sampler = sampler
-        self.shard_sampler = shard_sampler
-        self.shard_chunk_size = shard_chunk_size
+        self.dataset, self.sampler = dataset, sampler
+        self.shard_sampler, self.shard_chunk_size = shard_sampler, shard_chunk_size
 
     def __iter__(self) -> Iterator:
         order = self.sampler
         if self.shard_sampler:
             order = _shard_iterator_dataloader_worker(order, self.shard_chunk_size)
-        for idx in order:
-            yield self.dataset[idx]
+        return (self.dataset[idx] for idx in order)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -203,14 +188,12 @@ class ToIterableDataset(torchdata.IterableDataset):
 class AspectRatioGroupedDataset(torchdata.IterableDataset):
     """Batches (lists) of records that are all wider than high, or all not, so that little padding is needed.
 
-    Args:
-        dataset: iterable of dicts with "width" and "height" (of the record, not of the augmented image).
-        batch_size: records a batch. What does not fill one when the input ends is not given.
+    `dataset` is an iterable of dicts with "width" and "height" (of the record, not of the augmented image). What does
+    not fill a batch when it ends is not given.
     """
 
     def __init__(self, dataset: Iterable[dict], batch_size: int):
-        self.dataset = dataset
-        self.batch_size = batch_size
+        self.dataset, self.batch_size = dataset, batch_size
         self._buckets: list[list[dict]] = [[], []]
 
     def __iter__(self) -> Iterator[list[dict]]:

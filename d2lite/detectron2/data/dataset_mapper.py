@@ -12,17 +12,13 @@ from detectron2.config import configurable
 from . import detection_utils as utils
 from . import transforms as T
 
-__all__ = ["DatasetMapper"]
-
 
 class DatasetMapper:
     """Reads a record's image, augments it together with its annotations, and makes tensors of both.
 
     Args:
         is_train: annotations are used; otherwise they are dropped.
-        augmentations: Augmentations or transforms, applied in order.
         image_format: as for `detection_utils.read_image`.
-        use_instance_mask, use_keypoint: whether masks and keypoints are kept.
         instance_mask_format: "polygon" or "bitmask".
         keypoint_hflip_indices: from `detection_utils.create_keypoint_hflip_indices`.
         precomputed_proposal_topk: keep so many precomputed proposals; None: the records have none.
@@ -65,15 +61,13 @@ class DatasetMapper:
 
     def _transform_annotations(self, dataset_dict: dict, transforms, image_shape: tuple[int, int]) -> None:
         """Replace "annotations" by "instances"; crowds and what became empty are left out."""
-        used = {"segmentation": self.use_instance_mask, "keypoints": self.use_keypoint}
-        unused = [name for name in used if not used[name]]
+        unused = {"segmentation": not self.use_instance_mask, "keypoints": not self.use_keypoint}
         transformed = []
         for annotation in dataset_dict.pop("annotations"):
-            for name in unused:
-                annotation.pop(name, None)
             if annotation.get("iscrowd", 0) == 0:
+                kept = {name: value for name, value in annotation.items() if not unused.get(name)}
                 moved = utils.transform_instance_annotations(
-                    annotation, transforms, image_shape, keypoint_hflip_indices=self.keypoint_hflip_indices
+                    kept, transforms, image_shape, keypoint_hflip_indices=self.keypoint_hflip_indices
                 )
                 transformed.append(moved)
         instances = utils.annotations_to_instances(transformed, image_shape, mask_format=self.instance_mask_format)
@@ -82,13 +76,9 @@ class DatasetMapper:
         dataset_dict["instances"] = utils.filter_empty_instances(instances)
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """
-        Args:
-            dataset_dict: a record in Detectron2's format. It is not changed.
+        """A copy of a record with "image", (C, H, W) uint8, and for training "instances".
 
-        Returns:
-            The record with "image", (C, H, W) uint8; for training "instances" and, if the record names a
-            "sem_seg_file_name", "sem_seg", (H, W) int64. "height" and "width" stay those of the file.
+        If the record names a "sem_seg_file_name" also "sem_seg", (H, W) int64. "height" and "width" stay the file's.
         """
         dataset_dict = copy.deepcopy(dataset_dict)
         pixels = utils.read_image(dataset_dict["file_name"], self.image_format)

@@ -17,13 +17,6 @@ from detectron2.utils.file_io import PathManager
 from . import transforms as T
 from .catalog import MetadataCatalog
 
-__all__ = [
-    "SizeMismatchError", "convert_image_to_rgb", "check_image_size", "transform_proposals",
-    "transform_instance_annotations", "annotations_to_instances", "annotations_to_instances_rotated",
-    "build_augmentation", "build_transform_gen", "create_keypoint_hflip_indices", "filter_empty_instances",
-    "read_image",
-]
-
 # ITU-R BT.601; rows are Y, U, V (and R, G, B) for values in [0, 1].
 _M_RGB2YUV = [[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]]
 _M_YUV2RGB = [[1.0, 0.0, 1.13983], [1.0, -0.39465, -0.58060], [1.0, 2.03211, 0.0]]
@@ -40,13 +33,9 @@ class SizeMismatchError(ValueError):
 
 
 def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
-    """
-    Args:
-        format: None (the file's own mode), "BGR", "YUV-BT.601", or a mode of Pillow.
+    """A picture in a format: None (the file's own mode), "BGR", "YUV-BT.601", or a mode of Pillow.
 
-    Returns:
-        (H, W, C) uint8, or float64 in [0, 1] for YUV; "L" has C = 1. Without a format a palette image is (H, W)
-        indices.
+    (H, W, C) uint8, or float64 in [0, 1] for YUV; "L" has C = 1; without a format a palette image is (H, W) indices.
     """
     if format is not None:
         image = image.convert("RGB" if format in ("BGR", "YUV-BT.601") else format)
@@ -61,10 +50,7 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
 
 
 def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:
-    """The inverse of `convert_PIL_to_numpy`: (H, W, C) in any of its formats to (H, W, 3) RGB in 0..255.
-
-    The result is uint8, from YUV float64.
-    """
+    """The inverse of `convert_PIL_to_numpy`: (H, W, C) to (H, W, 3) RGB in 0..255, uint8, or float64 from YUV."""
     if isinstance(image, torch.Tensor):
         image = image.cpu().numpy()
     if format == "BGR":
@@ -86,32 +72,20 @@ def _apply_exif_orientation(image: Image.Image) -> Image.Image:
 
 
 def read_image(file_name: str, format: str | None = None) -> np.ndarray:
-    """Read an image file, turned upright.
-
-    Args:
-        file_name: anything PathManager opens.
-        format: as for `convert_PIL_to_numpy`.
-    """
+    """An image file, turned upright, in a format of `convert_PIL_to_numpy`."""
     with PathManager.open(file_name, "rb") as f:
         return convert_PIL_to_numpy(_apply_exif_orientation(Image.open(f)), format)
 
 
 def check_image_size(dataset_dict: dict, image: np.ndarray) -> None:
-    """Compare a record's height and width with its image; fill them in where the record has none.
-
-    Raises:
-        SizeMismatchError: they differ.
-    """
-    height, width = image.shape[:2]
-    if "height" in dataset_dict or "width" in dataset_dict:
-        said = dataset_dict.get("height", height), dataset_dict.get("width", width)
-        if said != (height, width):
-            raise SizeMismatchError(
-                f"The image {dataset_dict.get('file_name', '')} is {height} high and {width} wide, "
-                f"its record says {said[0]} and {said[1]}. Correct the record, or the image's EXIF orientation."
-            )
-    dataset_dict.setdefault("height", height)
-    dataset_dict.setdefault("width", width)
+    """Compare a record's size with its image (SizeMismatchError); fill it in where the record has none."""
+    size = dict(zip(("height", "width"), image.shape))
+    said = {side: dataset_dict.setdefault(side, length) for side, length in size.items()}
+    if said != size:
+        raise SizeMismatchError(
+            f"The image {dataset_dict.get('file_name', '')} is {size['height']} high and {size['width']} wide, its "
+            f"record says {said['height']} and {said['width']}. Correct the record, or the image's EXIF orientation."
+        )
 
 
 def get_bbox(annotation: dict) -> np.ndarray:
@@ -124,15 +98,11 @@ def _transform_segmentation(segmentation, transforms, image_size: tuple[int, int
     if isinstance(segmentation, list):
         polygons = [np.asarray(polygon).reshape(-1, 2) for polygon in segmentation]
         return [polygon.reshape(-1) for polygon in transforms.apply_polygons(polygons)]
-    if isinstance(segmentation, dict):
-        mask = transforms.apply_segmentation(mask_util.decode(segmentation))
-        assert tuple(mask.shape[:2]) == tuple(image_size), (
-            f"The transformed mask is {tuple(mask.shape[:2])}, the image {tuple(image_size)}."
-        )
-        return mask
-    raise ValueError(
-        f"A segmentation is a list of polygons or a dict with COCO's RLE, got {type(segmentation).__name__}."
-    )
+    if not isinstance(segmentation, dict):
+        raise ValueError(f"A segmentation is a list of polygons or a dict with COCO's RLE, got {type(segmentation)}.")
+    mask = transforms.apply_segmentation(mask_util.decode(segmentation))
+    assert mask.shape[:2] == tuple(image_size), f"The transformed mask is {mask.shape[:2]}, the image {image_size}."
+    return mask
 
 
 def transform_instance_annotations(
@@ -142,7 +112,6 @@ def transform_instance_annotations(
 
     Args:
         annotation: with "bbox" and "bbox_mode"; optionally "segmentation" and "keypoints".
-        transforms: a TransformList or a list.
         image_size: (h, w) after the transforms.
         keypoint_hflip_indices: from `create_keypoint_hflip_indices`; needed if there are keypoints and a flip.
 
@@ -171,10 +140,7 @@ def transform_keypoint_annotations(
     """(3 K,) or (K, 3) of x, y, visibility -> (K, 3).
 
     Points that leave the image become unlabelled (0, 0, 0). After an odd number of horizontal flips left and right
-    change places, by `keypoint_hflip_indices`.
-
-    Raises:
-        ValueError: the indices are missing though there is a flip, or are not K.
+    change places, by `keypoint_hflip_indices`; ValueError if these are missing, or are not K.
     """
     keypoints = np.asarray(keypoints, dtype="float64").reshape(-1, 3)
     xy = transforms.apply_coords(keypoints[:, :2])
@@ -183,9 +149,7 @@ def transform_keypoint_annotations(
     keypoints[~inside, 2] = 0
 
     if keypoint_hflip_indices is not None and len(keypoint_hflip_indices) != len(keypoints):
-        raise ValueError(
-            f"An annotation has {len(keypoints)} keypoints, the metadata name {len(keypoint_hflip_indices)}."
-        )
+        raise ValueError(f"An annotation has {len(keypoints)} keypoints, the metadata {len(keypoint_hflip_indices)}.")
     if sum(isinstance(t, HFlipTransform) for t in transforms.transforms) % 2 == 1:
         if keypoint_hflip_indices is None:
             raise ValueError("Flipping keypoints needs keypoint_hflip_indices: which of them are left and right?")
@@ -200,31 +164,23 @@ def _to_mask(segmentation, image_size: tuple[int, int]) -> np.ndarray:
         return polygons_to_bitmask(segmentation, *image_size)
     if isinstance(segmentation, dict):
         return mask_util.decode(segmentation)
-    if isinstance(segmentation, np.ndarray):
-        assert segmentation.ndim == 2, f"A mask has the shape (H, W), got {segmentation.shape}."
-        return segmentation
-    raise ValueError(
-        f"Cannot make a mask of {type(segmentation).__name__}: it must be a list of polygons, a dict with COCO's RLE, "
-        "or an (H, W) array."
-    )
+    if not isinstance(segmentation, np.ndarray):
+        raise ValueError(f"A mask is a list of polygons, a dict with COCO's RLE or an array, got {type(segmentation)}.")
+    assert segmentation.ndim == 2, f"A mask has the shape (H, W), got {segmentation.shape}."
+    return segmentation
 
 
 def annotations_to_instances(
     annos: Sequence[dict], image_size: tuple[int, int], mask_format: str = "polygon"
 ) -> Instances:
-    """Collect transformed annotations.
+    """Collect the outputs of `transform_instance_annotations`; the first says whether there are masks and keypoints.
 
     Args:
-        annos: the outputs of `transform_instance_annotations`. The first one decides whether there are masks and
-            keypoints.
         image_size: (h, w).
-        mask_format: "polygon" (PolygonMasks) or "bitmask" (BitMasks).
+        mask_format: "polygon" (PolygonMasks; ValueError for a mask that is none) or "bitmask" (BitMasks).
 
     Returns:
         Instances with gt_boxes, gt_classes and, where there are any, gt_masks and gt_keypoints.
-
-    Raises:
-        ValueError: a mask that is not polygons, in "polygon" format.
     """
     target = Instances(image_size)
     target.gt_boxes = Boxes(np.stack([get_bbox(anno) for anno in annos]) if len(annos) else np.zeros((0, 4)))
@@ -257,8 +213,7 @@ def filter_empty_instances(
 ):
     """Drop instances whose box is not wider and higher than `box_threshold`, or whose mask is empty.
 
-    Returns:
-        The rest; with `return_mask` also the (N,) bool tensor of those kept.
+    With `return_mask` also returns the (N,) bool tensor of those kept.
     """
     assert by_box or by_mask, "filter_empty_instances needs by_box, by_mask or both."
     keep = torch.ones(len(instances), dtype=torch.bool)
@@ -270,11 +225,7 @@ def filter_empty_instances(
 
 
 def check_metadata_consistency(key: str, dataset_names: Sequence[str]) -> None:
-    """All datasets must have equal metadata under `key`.
-
-    Raises:
-        AttributeError: one has none. ValueError: one differs from the first.
-    """
+    """AttributeError if a dataset has no metadata under `key`, ValueError if one differs from the first."""
     first, *others = [(name, getattr(MetadataCatalog.get(name), key)) for name in dataset_names]
     for name, value in others:
         if value != first[1]:
@@ -300,12 +251,7 @@ def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> list[in
 def gen_crop_transform_with_instance(
     crop_size: tuple[int, int], image_size: tuple[int, int], instance: dict
 ) -> CropTransform:
-    """A random crop that contains the centre of an annotation's box.
-
-    Args:
-        crop_size, image_size: (h, w).
-        instance: an annotation with "bbox" and "bbox_mode".
-    """
+    """A random crop of (h, w) `crop_size` that contains the centre of an annotation's box."""
     x0, y0, x1, y1 = BoxMode.convert(instance["bbox"], instance["bbox_mode"], BoxMode.XYXY_ABS)
     crop, image = np.asarray(crop_size, dtype=np.int32), np.asarray(image_size)
     center = np.array([(y0 + y1) * 0.5, (x0 + x1) * 0.5])

@@ -54,9 +54,9 @@ def _unpack(table: str) -> list[dict]:
 
 COCO_CATEGORIES = _unpack(_COCO)
 
-CITYSCAPES_CATEGORIES = [
-    {**row, "color": tuple(row["color"]), "trainId": train_id} for train_id, row in enumerate(_unpack(_CITYSCAPES))
-]
+CITYSCAPES_CATEGORIES = _unpack(_CITYSCAPES)
+for _number, _row in enumerate(CITYSCAPES_CATEGORIES):
+    _row.update(color=tuple(_row["color"]), trainId=_number)
 
 ADE20K_SEM_SEG_CATEGORIES = RefusedTable("ADE20K_SEM_SEG_CATEGORIES", __name__)
 
@@ -68,47 +68,35 @@ COCO_PERSON_KEYPOINT_NAMES = ("nose", *(name for pair in COCO_PERSON_KEYPOINT_FL
 
 # from, to, RGB colour of the line
 KEYPOINT_CONNECTION_RULES = [
-    # head
-    ("left_ear", "left_eye", (102, 204, 255)),
-    ("right_ear", "right_eye", (51, 153, 255)),
-    ("left_eye", "nose", (102, 0, 204)),
-    ("nose", "right_eye", (51, 102, 255)),
-    # arms
-    ("left_shoulder", "right_shoulder", (255, 128, 0)),
-    ("left_shoulder", "left_elbow", (153, 255, 204)),
-    ("right_shoulder", "right_elbow", (128, 229, 255)),
-    ("left_elbow", "left_wrist", (153, 255, 153)),
-    ("right_elbow", "right_wrist", (102, 255, 224)),
-    # legs
-    ("left_hip", "right_hip", (255, 102, 0)),
-    ("left_hip", "left_knee", (255, 255, 77)),
-    ("right_hip", "right_knee", (153, 255, 204)),
-    ("left_knee", "left_ankle", (191, 255, 128)),
-    ("right_knee", "right_ankle", (255, 195, 77)),
+    ("left_ear", "left_eye", (102, 204, 255)), ("right_ear", "right_eye", (51, 153, 255)),
+    ("left_eye", "nose", (102, 0, 204)), ("nose", "right_eye", (51, 102, 255)),
+    ("left_shoulder", "right_shoulder", (255, 128, 0)), ("left_shoulder", "left_elbow", (153, 255, 204)),
+    ("right_shoulder", "right_elbow", (128, 229, 255)), ("left_elbow", "left_wrist", (153, 255, 153)),
+    ("right_elbow", "right_wrist", (102, 255, 224)), ("left_hip", "right_hip", (255, 102, 0)),
+    ("left_hip", "left_knee", (255, 255, 77)), ("right_hip", "right_knee", (153, 255, 204)),
+    ("left_knee", "left_ankle", (191, 255, 128)), ("right_knee", "right_ankle", (255, 195, 77)),
 ]
 
 
-def _split() -> tuple[list[dict], list[dict]]:
-    return [c for c in COCO_CATEGORIES if c["isthing"]], [c for c in COCO_CATEGORIES if not c["isthing"]]
+_THINGS = [category for category in COCO_CATEGORIES if category["isthing"]]
+_STUFF = [category for category in COCO_CATEGORIES if not category["isthing"]]
 
 
 def _get_coco_instances_meta() -> dict:
     """The 80 things, numbered from 0 in the order of their ids."""
-    things, _ = _split()
     return {
-        "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(things)},
-        "thing_classes": [c["name"] for c in things],
-        "thing_colors": [c["color"] for c in things],
+        "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(_THINGS)},
+        "thing_classes": [c["name"] for c in _THINGS],
+        "thing_colors": [c["color"] for c in _THINGS],
     }
 
 
 def _get_coco_panoptic_separated_meta() -> dict:
     """The 80 things, and beside them 54 stuff classes of which number 0 means "any thing"."""
-    _, stuff = _split()
     return {
-        "stuff_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(stuff, start=1)},
-        "stuff_classes": ["things"] + [c["name"].replace("-other", "").replace("-merged", "") for c in stuff],
-        "stuff_colors": [[82, 18, 128]] + [c["color"] for c in stuff],
+        "stuff_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(_STUFF, start=1)},
+        "stuff_classes": ["things"] + [c["name"].replace("-other", "").replace("-merged", "") for c in _STUFF],
+        "stuff_colors": [[82, 18, 128]] + [c["color"] for c in _STUFF],
         **_get_coco_instances_meta(),
     }
 
@@ -116,16 +104,9 @@ def _get_coco_panoptic_separated_meta() -> dict:
 def _get_coco_panoptic_standard_meta() -> dict:
     """All 133 classes in one numbering."""
     names, colors = [c["name"] for c in COCO_CATEGORIES], [c["color"] for c in COCO_CATEGORIES]
-    of_things = {c["id"]: i for i, c in enumerate(COCO_CATEGORIES) if c["isthing"]}
-    of_stuff = {c["id"]: i for i, c in enumerate(COCO_CATEGORIES) if not c["isthing"]}
-    return {
-        "thing_classes": names,
-        "thing_colors": colors,
-        "stuff_classes": names,
-        "stuff_colors": colors,
-        "thing_dataset_id_to_contiguous_id": of_things,
-        "stuff_dataset_id_to_contiguous_id": of_stuff,
-    }
+    ids = {kind: {c["id"]: i for i, c in enumerate(COCO_CATEGORIES) if c["isthing"] == kind} for kind in (0, 1)}
+    things = {"thing_classes": names, "thing_colors": colors, "thing_dataset_id_to_contiguous_id": ids[1]}
+    return {**things, "stuff_classes": names, "stuff_colors": colors, "stuff_dataset_id_to_contiguous_id": ids[0]}
 
 
 def _get_builtin_metadata(dataset_name: str) -> dict:

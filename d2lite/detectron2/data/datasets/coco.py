@@ -21,16 +21,9 @@ from detectron2.utils.file_io import PathManager
 
 from ..catalog import DatasetCatalog, MetadataCatalog
 
-__all__ = ["load_coco_json", "load_sem_seg", "convert_to_coco_json", "register_coco_instances"]
-
 logger = logging.getLogger(__name__)
 
 main = refused("main", __name__)
-
-
-def _open_coco(json_file: str) -> COCO:
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        return COCO(PathManager.get_local_path(json_file))
 
 
 def _register_categories(coco: COCO, dataset_name: str) -> dict[int, int]:
@@ -42,10 +35,14 @@ def _register_categories(coco: COCO, dataset_name: str) -> dict[int, int]:
     if ids != list(range(1, len(ids) + 1)) and "coco" not in dataset_name:
         logger.warning(f"Category ids of '{dataset_name}' are not 1 to {len(ids)}; they become 0 to {len(ids) - 1}.")
     id_map = {category_id: contiguous for contiguous, category_id in enumerate(ids)}
-    metadata = MetadataCatalog.get(dataset_name)
-    metadata.thing_classes = [category["name"] for category in categories]
-    metadata.thing_dataset_id_to_contiguous_id = id_map
+    names = [category["name"] for category in categories]
+    MetadataCatalog.get(dataset_name).set(thing_classes=names, thing_dataset_id_to_contiguous_id=id_map)
     return id_map
+
+
+def _shifted(keypoints: list, offset: float) -> list:
+    """x, y, visibility, ...: COCO's x and y are indices of pixels; ours coordinates, with a pixel's centre at + 0.5."""
+    return [value if i % 3 == 2 else value + offset for i, value in enumerate(keypoints)]
 
 
 def _valid_segmentation(segmentation):
@@ -68,16 +65,13 @@ def _convert_annotation(annotation: dict, fields: list[str], id_map: dict[int, i
         if converted["segmentation"] is None:
             return None
     if annotation.get("keypoints"):
-        # COCO's keypoints are indices of pixels; ours are coordinates, with a pixel's centre at + 0.5.
-        converted["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(annotation["keypoints"])]
+        converted["keypoints"] = _shifted(annotation["keypoints"], 0.5)
     converted["bbox_mode"] = BoxMode.XYWH_ABS
     if id_map is not None:
-        if annotation["category_id"] not in id_map:
-            raise KeyError(
-                f"Annotation {annotation['id']} has the category_id {annotation['category_id']}, which the json's "
-                "categories do not list."
-            )
-        converted["category_id"] = id_map[annotation["category_id"]]
+        category = annotation["category_id"]
+        if category not in id_map:
+            raise KeyError(f"Annotation {annotation['id']} has category_id {category}, which is no category's id.")
+        converted["category_id"] = id_map[category]
     return converted
 
 
@@ -85,7 +79,7 @@ def load_coco_json(json_file, image_root, dataset_name=None, extra_annotation_ke
     """Read COCO's instance json.
 
     Args:
-        json_file: its path. image_root: the folder that the json's file names start from.
+        image_root: the folder that the json's file names start from.
         dataset_name: set this dataset's metadata thing_classes and thing_dataset_id_to_contiguous_id, and number the
             classes from 0 in the order of their ids. None: ids stay as they are.
         extra_annotation_keys: further keys to take over where an annotation has them.
@@ -99,16 +93,16 @@ def load_coco_json(json_file, image_root, dataset_name=None, extra_annotation_ke
         KeyError: an image without height or width, no categories, an unknown category_id.
         AssertionError: duplicate annotation ids, `ignore`. ValueError: an empty bbox.
     """
-    coco = _open_coco(json_file)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        coco = COCO(PathManager.get_local_path(json_file))
     id_map = _register_categories(coco, dataset_name) if dataset_name is not None else None
 
     image_ids = sorted(coco.imgs)
     annotation_ids = [annotation["id"] for found in coco.imgToAnns.values() for annotation in found]
     assert len(set(annotation_ids)) == len(annotation_ids), f"Annotation ids in {json_file} are not unique."
-    total = len(coco.anns)
-    used = sum(len(coco.imgToAnns[image_id]) for image_id in image_ids)
-    if used < total:
-        logger.warning(f"{json_file} has {total} annotations, of which {total - used} belong to none of its images.")
+    orphans = len(coco.anns) - sum(len(coco.imgToAnns[image_id]) for image_id in image_ids)
+    if orphans > 0:
+        logger.warning(f"{orphans} of {len(coco.anns)} annotations in {json_file} belong to none of its images.")
 
     fields = ["iscrowd", "bbox", "keypoints", "category_id", *(extra_annotation_keys or [])]
     records, dropped = [], 0
@@ -116,15 +110,8 @@ def load_coco_json(json_file, image_root, dataset_name=None, extra_annotation_ke
         annotations = [_convert_annotation(a, fields, id_map) for a in coco.imgToAnns[image["id"]]]
         kept = [a for a in annotations if a is not None]
         dropped += len(annotations) - len(kept)
-        records.append(
-            {
-                "file_name": os.path.join(image_root, image["file_name"]),
-                "height": image["height"],
-                "width": image["width"],
-                "image_id": image["id"],
-                "annotations": kept,
-            }
-        )
+        record = {"file_name": os.path.join(image_root, image["file_name"]), "image_id": image["id"]}
+        records.append({**record, "height": image["height"], "width": image["width"], "annotations": kept})
     if dropped:
         logger.warning(f"{dropped} annotations of {json_file} have no polygon of three points and are left out.")
     logger.info(f"{len(records)} images read from {json_file}.")
@@ -132,13 +119,9 @@ def load_coco_json(json_file, image_root, dataset_name=None, extra_annotation_ke
 
 
 def register_coco_instances(name: str, metadata: dict, json_file: str, image_root: str) -> None:
-    """Register a dataset with a COCO json; it is read when the dataset is used.
+    """Register a dataset with a COCO json, which is read when the dataset is used; `metadata` is further metadata.
 
     Doing so again with the same arguments changes nothing; with others the write-once metadata refuse.
-
-    Args:
-        metadata: further metadata; may be {}.
-        json_file, image_root: as for `load_coco_json`.
     """
     assert isinstance(name, str), f"A dataset's name is a str, got {name!r}."
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)
@@ -148,10 +131,9 @@ def register_coco_instances(name: str, metadata: dict, json_file: str, image_roo
 
 
 def load_sem_seg(gt_root: str, image_root: str, gt_ext: str = "png", image_ext: str = "jpg") -> list[dict]:
-    """Pair images with label files of the same relative path, apart from the extension.
+    """Records of images (file_name) and label files (sem_seg_file_name) of the same path apart from the extension.
 
-    Returns:
-        Records with file_name and sem_seg_file_name, sorted by path. Files without a partner are left out.
+    Sorted by path; files without a partner are left out.
     """
 
     def by_stem(root: str, extension: str) -> dict[str, str]:
@@ -188,13 +170,9 @@ def _segmentation_and_area(annotation: dict) -> tuple[list | dict, float]:
         return [np.asarray(polygon).tolist() for polygon in segmentation], area
     if not isinstance(segmentation, dict):
         raise TypeError(f"A segmentation is a list of polygons or an RLE dict, got {type(segmentation).__name__}.")
-    if isinstance(segmentation["counts"], list):
-        segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
-    area = float(mask_util.area(segmentation))
-    counts = segmentation["counts"]
-    counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
-    return {"size": [int(v) for v in segmentation["size"]], "counts": counts}, area
-
+    rle = _valid_segmentation(segmentation)
+    counts = rle["counts"].decode("ascii") if isinstance(rle["counts"], bytes) else rle["counts"]
+    return {"size": [int(side) for side in rle["size"]], "counts": counts}, float(mask_util.area(rle))
 
 def _to_coco_annotation(annotation: dict, annotation_id: int, image_id, to_dataset_id) -> dict:
     box, area = _box_and_area(annotation)
@@ -209,10 +187,9 @@ def _to_coco_annotation(annotation: dict, annotation_id: int, image_id, to_datas
         converted["segmentation"], area = _segmentation_and_area(annotation)
     if "keypoints" in annotation:
         flat = np.asarray(annotation["keypoints"], dtype=float).reshape(-1).tolist()
-        converted["keypoints"] = [v if i % 3 == 2 else v - 0.5 for i, v in enumerate(flat)]
+        converted["keypoints"] = _shifted(flat, -0.5)
         converted["num_keypoints"] = annotation.get("num_keypoints", sum(v > 0 for v in flat[2::3]))
-    converted["area"] = area
-    return converted
+    return {**converted, "area": area}
 
 
 def convert_to_coco_dict(dataset_name: str) -> dict:
@@ -226,26 +203,18 @@ def convert_to_coco_dict(dataset_name: str) -> dict:
 
 def _convert(records: list[dict], metadata) -> dict:
     id_map = metadata.get("thing_dataset_id_to_contiguous_id")
-    back = {contiguous: dataset_id for dataset_id, contiguous in id_map.items()} if id_map else None
-    to_dataset_id = back.__getitem__ if back else int
-
+    to_dataset_id = {number: category for category, number in id_map.items()}.__getitem__ if id_map else int
     images, annotations = [], []
     for position, record in enumerate(records):
-        image = {
-            "id": record.get("image_id", position),
-            "width": int(record["width"]),
-            "height": int(record["height"]),
-            "file_name": str(record["file_name"]),
-        }
-        images.append(image)
+        image = {"id": record.get("image_id", position), "file_name": str(record["file_name"])}
+        images.append({**image, "width": int(record["width"]), "height": int(record["height"])})
         for annotation in record.get("annotations", []):
             annotations.append(_to_coco_annotation(annotation, len(annotations) + 1, image["id"], to_dataset_id))
-    categories = [{"id": int(to_dataset_id(i)), "name": name} for i, name in enumerate(metadata.thing_classes)]
     content = {
         "info": {"description": "Converted from a dataset registered with Detectron2."},
         "licenses": None,
         "images": images,
-        "categories": categories,
+        "categories": [{"id": int(to_dataset_id(i)), "name": name} for i, name in enumerate(metadata.thing_classes)],
     }
     if annotations:  # no key at all says "unlabelled" to the evaluator, an empty list "labelled, and nothing is there"
         content["annotations"] = annotations
@@ -267,11 +236,9 @@ def _has_fingerprint(file: str, fingerprint: str) -> bool:
 
 
 def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool = True) -> None:
-    """Write a registered dataset as a COCO json.
+    """Write a registered dataset as a COCO json, which appears as a whole.
 
-    Args:
-        output_file: replaced as a whole, so that no reader sees half of it.
-        allow_cached: keep a file that was written from exactly these records; one written from others is replaced.
+    With `allow_cached` a file that was written from exactly these records is kept.
     """
     records, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
     PathManager.mkdirs(str(PurePath(output_file).parent))

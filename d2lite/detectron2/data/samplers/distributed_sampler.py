@@ -1,7 +1,7 @@
 """Samplers that know of other processes.
 
 Training samplers are endless. All processes draw the same sequence from a generator of their own and take every
-world-size-th element of it, so no two processes see the same sample at a time and nothing needs to be communicated.
+world-size-th element of it, so no two see the same sample at a time and nothing needs to be communicated.
 """
 from __future__ import annotations
 
@@ -19,17 +19,34 @@ from detectron2.utils import comm
 logger = logging.getLogger(__name__)
 
 
+class _EndlessSampler(Sampler):
+    """This process's share of an endless sequence of epochs, from a generator of its own.
+
+    `seed` must be the same on all processes; None is a random one, agreed on by all.
+    """
+
+    def __init__(self, shuffle: bool, seed: int | None):
+        self._shuffle, self._seed = shuffle, _shared_seed(seed)
+        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
+
+    def __iter__(self) -> Iterator[int]:
+        yield from itertools.islice(self._infinite_indices(), self._rank, None, self._world_size)
+
+    def _infinite_indices(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed)
+        while True:
+            indices = self._get_epoch_indices(generator)
+            if self._shuffle:
+                indices = indices[torch.randperm(len(indices), generator=generator)]
+            yield from indices.tolist()
+
+
 def _shared_seed(seed: int | None) -> int:
     return comm.shared_random_seed() if seed is None else int(seed)
 
 
-class TrainingSampler(Sampler):
-    """One permutation of `range(size)` after another, for ever.
-
-    Args:
-        size: number of samples, positive.
-        shuffle: False for 0, 1, ..., size - 1, 0, 1, ...
-        seed: the same on all processes. None: a random one, agreed on by all.
+class TrainingSampler(_EndlessSampler):
+    """One permutation of `range(size)` after another, for ever; without `shuffle` 0, 1, ..., size - 1, 0, 1, ...
 
     Raises:
         TypeError: size is not an int. ValueError: size is not positive.
@@ -40,30 +57,15 @@ class TrainingSampler(Sampler):
             raise TypeError(f"TrainingSampler needs an int as size, got {type(size).__name__}.")
         if size <= 0:
             raise ValueError(f"TrainingSampler needs a dataset that is not empty, got size {size}.")
+        super().__init__(shuffle, seed)
         self._size = size
-        self._shuffle = shuffle
-        self._seed = _shared_seed(seed)
-        self._rank = comm.get_rank()
-        self._world_size = comm.get_world_size()
 
-    def __iter__(self) -> Iterator[int]:
-        yield from itertools.islice(self._infinite_indices(), self._rank, None, self._world_size)
-
-    def _infinite_indices(self) -> Iterator[int]:
-        g = torch.Generator()
-        g.manual_seed(self._seed)
-        while True:
-            yield from torch.randperm(self._size, generator=g).tolist() if self._shuffle else range(self._size)
+    def _get_epoch_indices(self, generator: torch.Generator) -> torch.Tensor:
+        return torch.arange(self._size)
 
 
 class RandomSubsetTrainingSampler(TrainingSampler):
-    """`TrainingSampler` over a random subset that is fixed once.
-
-    Args:
-        size: number of samples of the whole dataset.
-        subset_ratio: share of them to use, in (0, 1].
-        seed_shuffle: of the order; seed_subset: of the choice. None: random, the same on all processes.
-    """
+    """`TrainingSampler` over a random subset that is fixed once, the share `subset_ratio` in (0, 1]."""
 
     def __init__(
         self, size: int, subset_ratio: float, shuffle: bool = True, seed_shuffle: int | None = None,
@@ -73,35 +75,22 @@ class RandomSubsetTrainingSampler(TrainingSampler):
         super().__init__(size=size, shuffle=shuffle, seed=seed_shuffle)
         self._size_subset = int(size * subset_ratio)
         assert self._size_subset > 0, f"A share of {subset_ratio} of {size} samples leaves none."
-        g = torch.Generator()
-        g.manual_seed(_shared_seed(seed_subset))
-        self._indexes_subset = torch.randperm(size, generator=g)[: self._size_subset]
+        generator = torch.Generator().manual_seed(_shared_seed(seed_subset))
+        self._indexes_subset = torch.randperm(size, generator=generator)[: self._size_subset]
         logger.info(f"Training on a random subset of {self._size_subset} of {size} samples.")
 
-    def _infinite_indices(self) -> Iterator[int]:
-        g = torch.Generator()
-        g.manual_seed(self._seed)
-        while True:
-            order = torch.randperm(self._size_subset, generator=g) if self._shuffle else slice(None)
-            yield from self._indexes_subset[order].tolist()
+    def _get_epoch_indices(self, generator: torch.Generator) -> torch.Tensor:
+        return self._indexes_subset
 
 
-class RepeatFactorTrainingSampler(Sampler):
+class RepeatFactorTrainingSampler(_EndlessSampler):
     """Shows sample i about `repeat_factors[i]` times an epoch (Gupta et al., LVIS, 2019, section 6).
 
-    The integer part is certain, the fraction is a probability drawn anew each epoch.
-
-    Args:
-        repeat_factors: (N,) float tensor.
-        shuffle: False keeps the epoch's indices ascending.
-        seed: as for `TrainingSampler`.
+    The integer part of the (N,) factors is certain, the fraction is a probability drawn anew each epoch.
     """
 
     def __init__(self, repeat_factors: torch.Tensor, *, shuffle: bool = True, seed: int | None = None):
-        self._shuffle = shuffle
-        self._seed = _shared_seed(seed)
-        self._rank = comm.get_rank()
-        self._world_size = comm.get_world_size()
+        super().__init__(shuffle, seed)
         self._int_part = torch.trunc(repeat_factors)
         self._frac_part = repeat_factors - self._int_part
 
@@ -131,18 +120,6 @@ class RepeatFactorTrainingSampler(Sampler):
         extra = torch.rand(len(self._frac_part), generator=generator) < self._frac_part
         repeats = self._int_part.long() + extra.long()
         return torch.repeat_interleave(torch.arange(len(repeats)), repeats)
-
-    def __iter__(self) -> Iterator[int]:
-        yield from itertools.islice(self._infinite_indices(), self._rank, None, self._world_size)
-
-    def _infinite_indices(self) -> Iterator[int]:
-        g = torch.Generator()
-        g.manual_seed(self._seed)
-        while True:
-            indices = self._get_epoch_indices(g)
-            if self._shuffle:
-                indices = indices[torch.randperm(len(indices), generator=g)]
-            yield from indices.tolist()
 
 
 class InferenceSampler(Sampler):

@@ -10,18 +10,13 @@ from torch.utils.data.sampler import BatchSampler, Sampler
 class GroupedBatchSampler(BatchSampler):
     """Collects a sampler's indices by group and gives a batch as soon as a group has filled one.
 
-    Args:
-        sampler: gives indices; usually endless.
-        group_ids: the group of every index.
-        batch_size: indices a batch. A group that has not filled one when the sampler ends is not given.
+    `group_ids` has the group of every index. A group that has not filled one when the sampler ends is not given.
     """
 
     def __init__(self, sampler: Sampler, group_ids: Sequence[int], batch_size: int):
         if not isinstance(sampler, Sampler):
             raise ValueError(f"sampler must be a torch.utils.data.Sampler, got {type(sampler).__name__}.")
-        self.sampler = sampler
-        self.group_ids = list(group_ids)
-        self.batch_size = batch_size
+        self.sampler, self.group_ids, self.batch_size = sampler, list(group_ids), batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
         collected: dict[int, list[int]] = defaultdict(list)

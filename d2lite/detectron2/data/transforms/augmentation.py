@@ -12,10 +12,6 @@ from typing import Any
 import numpy as np
 from fvcore.transforms.transform import Transform, TransformList
 
-__all__ = [
-    "Augmentation", "AugmentationList", "AugInput", "TransformGen", "apply_transform_gens", "StandardAugInput",
-    "apply_augmentations",
-]
 
 
 def _check_image(img: Any) -> None:
@@ -90,18 +86,17 @@ class Augmentation:
     def __repr__(self) -> str:
         """The constructor's call, without arguments that have their default value."""
         shown = []
-        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
-            if name == "self":
-                continue
+        for name, parameter in list(inspect.signature(type(self).__init__).parameters.items())[1:]:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or not hasattr(self, name):
                 return super().__repr__()
             value = getattr(self, name)
             if value is not parameter.default:
                 text = pprint.pformat(value)
-                shown.append(f"{name}={text if chr(10) not in text else '...'}")
+                shown.append(f"{name}={'...' if chr(10) in text else text}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
-    __str__ = __repr__
+    def __str__(self) -> str:
+        return repr(self)
 
 
 class _TransformToAug(Augmentation):
@@ -119,8 +114,6 @@ class _TransformToAug(Augmentation):
 
     def __repr__(self) -> str:
         return repr(self.tfm)
-
-    __str__ = __repr__
 
 
 def _transform_to_aug(tfm_or_aug) -> Augmentation:
@@ -145,8 +138,6 @@ class AugmentationList(Augmentation):
     def __repr__(self) -> str:
         return f"AugmentationList[{', '.join(str(aug) for aug in self.augs)}]"
 
-    __str__ = __repr__
-
 
 class AugInput:
     """The data that augmentations look at and change in place. Further attributes may be added by subclasses.
@@ -159,9 +150,7 @@ class AugInput:
 
     def __init__(self, image: np.ndarray, *, boxes: np.ndarray | None = None, sem_seg: np.ndarray | None = None):
         _check_image(image)
-        self.image = image
-        self.boxes = boxes
-        self.sem_seg = sem_seg
+        self.image, self.boxes, self.sem_seg = image, boxes, sem_seg
 
     def transform(self, tfm: Transform) -> None:
         """Apply a transform to everything there is."""
@@ -177,11 +166,7 @@ class AugInput:
 
 
 def apply_augmentations(augmentations: list, inputs):
-    """Apply augmentations or transforms in order.
-
-    Args:
-        augmentations: list of Augmentation or Transform.
-        inputs: an AugInput, changed in place, or an image.
+    """Apply augmentations or transforms in order to an AugInput, in place, or to an image.
 
     Returns:
         (what was given, augmented; the TransformList that was drawn).

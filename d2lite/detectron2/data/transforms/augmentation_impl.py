@@ -1,7 +1,7 @@
 """The augmentations.
 
 Every random number comes from numpy's global generator. How many are drawn, and in which order, is part of the
-interface (a seed must give the same pictures on every Detectron2), hence the care about it below.
+interface: a seed must give the same pictures on every Detectron2.
 """
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Tuple
 import numpy as np
 import torch
 from fvcore.transforms.transform import (
-    BlendTransform, CropTransform, HFlipTransform, NoOpTransform, PadTransform, Transform, TransformList,
-    VFlipTransform,
+    BlendTransform, CropTransform, HFlipTransform, NoOpTransform, PadTransform, Transform, TransformList, VFlipTransform,
 )
 from PIL import Image
 
@@ -21,11 +20,6 @@ from detectron2.structures import Boxes, pairwise_iou
 from .augmentation import Augmentation, _transform_to_aug
 from .transform import ExtentTransform, ResizeTransform, RotationTransform
 
-__all__ = [
-    "FixedSizeCrop", "MinIoURandomCrop", "RandomApply", "RandomBrightness", "RandomContrast", "RandomCrop",
-    "RandomCrop_CategoryAreaConstraint", "RandomExtent", "RandomFlip", "RandomLighting", "RandomResize",
-    "RandomRotation", "RandomSaturation", "Resize", "ResizeScale", "ResizeShortestEdge",
-]
 
 
 class RandomApply(Augmentation):
@@ -33,9 +27,8 @@ class RandomApply(Augmentation):
 
     def __init__(self, tfm_or_aug, prob: float = 0.5):
         assert 0.0 <= prob <= 1.0, f"A probability lies in [0, 1], got {prob}."
-        self.tfm_or_aug = tfm_or_aug
+        self._init(locals())
         self.aug = _transform_to_aug(tfm_or_aug)
-        self.prob = prob
 
     def _does(self) -> bool:
         return self._rand_range() < self.prob
@@ -48,20 +41,12 @@ class RandomApply(Augmentation):
 
 
 class RandomFlip(Augmentation):
-    """Mirror with probability `prob`. For both directions, use two of these.
-
-    Raises:
-        ValueError: both or neither of horizontal and vertical are asked for.
-    """
+    """Mirror with probability `prob` in one direction; ValueError if both or neither are asked for."""
 
     def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False):
         if bool(horizontal) == bool(vertical):
-            raise ValueError(
-                f"RandomFlip mirrors in exactly one direction, got horizontal={horizontal} and vertical={vertical}."
-            )
-        self.prob = prob
-        self.horizontal = horizontal
-        self.vertical = vertical
+            raise ValueError(f"RandomFlip mirrors in one direction, got horizontal={horizontal} and vertical={vertical}.")
+        self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = image.shape[:2]
@@ -85,8 +70,7 @@ class RandomResize(Augmentation):
     """Resize to one of the (h, w) of `shape_list`."""
 
     def __init__(self, shape_list, interp=Image.BILINEAR):
-        self.shape_list = shape_list
-        self.interp = interp
+        self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
         new_h, new_w = self.shape_list[np.random.choice(len(self.shape_list))]
@@ -97,10 +81,8 @@ class ResizeShortestEdge(Augmentation):
     """Resize so that the shorter side gets a drawn length and the longer at most `max_size`; keeps the aspect ratio.
 
     Args:
-        short_edge_length: pixels. An int; for "range" a pair (low, high), both included; for "choice" a list.
-            A drawn 0 leaves the image alone.
-        max_size: pixels.
-        sample_style: "range" or "choice".
+        short_edge_length: pixels. An int; for sample_style "range" a pair (low, high), both included; for "choice" a
+            list. A drawn 0 leaves the image alone.
         interp: one of Pillow's filters.
     """
 
@@ -113,10 +95,7 @@ class ResizeShortestEdge(Augmentation):
         assert not self.is_range or len(short_edge_length) == 2, (
             f"With sample_style 'range', short_edge_length is a pair (low, high), got {short_edge_length}."
         )
-        self.short_edge_length = short_edge_length
-        self.max_size = max_size
-        self.sample_style = sample_style
-        self.interp = interp
+        self._init(locals())
 
     @torch.jit.unused
     def get_transform(self, image: np.ndarray):
@@ -155,52 +134,31 @@ class ResizeScale(Augmentation):
     def __init__(
         self, min_scale: float, max_scale: float, target_height: int, target_width: int, interp: int = Image.BILINEAR
     ):
-        self.min_scale = min_scale
-        self.max_scale = max_scale
-        self.target_height = target_height
-        self.target_width = target_width
-        self.interp = interp
+        self._init(locals())
 
-    def _get_resize(self, image: np.ndarray, scale: float) -> Transform:
+    def get_transform(self, image: np.ndarray) -> Transform:
+        scale = np.random.uniform(self.min_scale, self.max_scale)
         height, width = image.shape[:2]
         fit = min(self.target_height * scale / height, self.target_width * scale / width)
         new_h, new_w = int(np.round(height * fit)), int(np.round(width * fit))
         return ResizeTransform(height, width, new_h, new_w, self.interp)
 
-    def get_transform(self, image: np.ndarray) -> Transform:
-        return self._get_resize(image, np.random.uniform(self.min_scale, self.max_scale))
-
 
 class FixedSizeCrop(Augmentation):
-    """Crop at a random place what exceeds `crop_size` (h, w); pad right and below what falls short of it.
-
-    Args:
-        pad: False: crop only.
-        pad_value: of the image; seg_pad_value: of segmentations.
-    """
+    """Crop at a random place what exceeds `crop_size` (h, w); if `pad`, fill what falls short, right and below."""
 
     def __init__(self, crop_size: Tuple[int], pad: bool = True, pad_value: float = 128.0, seg_pad_value: int = 255):
-        self.crop_size = crop_size
-        self.pad = pad
-        self.pad_value = pad_value
-        self.seg_pad_value = seg_pad_value
-
-    def _get_crop(self, image: np.ndarray) -> Transform:
-        (height, width), (crop_h, crop_w) = image.shape[:2], self.crop_size
-        place = np.random.uniform(0.0, 1.0)  # one number for both axes
-        y0 = int(np.round(max(height - crop_h, 0) * place))
-        x0 = int(np.round(max(width - crop_w, 0) * place))
-        return CropTransform(x0, y0, crop_w, crop_h, width, height)
-
-    def _get_pad(self, image: np.ndarray) -> Transform:
-        (height, width), (crop_h, crop_w) = image.shape[:2], self.crop_size
-        return PadTransform(
-            0, 0, max(crop_w - width, 0), max(crop_h - height, 0), min(crop_w, width), min(crop_h, height),
-            self.pad_value, self.seg_pad_value,
-        )
+        self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> TransformList:
-        return TransformList([self._get_crop(image)] + ([self._get_pad(image)] if self.pad else []))
+        (height, width), (crop_h, crop_w) = image.shape[:2], self.crop_size
+        place = np.random.uniform(0.0, 1.0)  # one number for both axes
+        y0, x0 = int(np.round(max(height - crop_h, 0) * place)), int(np.round(max(width - crop_w, 0) * place))
+        crop = CropTransform(x0, y0, crop_w, crop_h, width, height)
+        if not self.pad:
+            return TransformList([crop])
+        missing, left = (max(crop_w - width, 0), max(crop_h - height, 0)), (min(crop_w, width), min(crop_h, height))
+        return TransformList([crop, PadTransform(0, 0, *missing, *left, self.pad_value, self.seg_pad_value)])
 
 
 class RandomCrop(Augmentation):
@@ -217,8 +175,7 @@ class RandomCrop(Augmentation):
     def __init__(self, crop_type: str, crop_size):
         known = ("relative_range", "relative", "absolute", "absolute_range")
         assert crop_type in known, f"crop_type is one of {', '.join(known)}, got {crop_type!r}."
-        self.crop_type = crop_type
-        self.crop_size = crop_size
+        self._init({"crop_type": crop_type, "crop_size": crop_size})
 
     def get_crop_size(self, image_size: Tuple[int, int]) -> Tuple[int, int]:
         """(h, w) of the window in an image of (h, w)."""
@@ -228,9 +185,7 @@ class RandomCrop(Augmentation):
             return min(first, height), min(second, width)
         if self.crop_type == "absolute_range":
             assert first <= second, f"An absolute_range is (low, high), got {self.crop_size}."
-            crop_h = np.random.randint(min(height, first), min(height, second) + 1)
-            crop_w = np.random.randint(min(width, first), min(width, second) + 1)
-            return crop_h, crop_w
+            return tuple(np.random.randint(min(side, first), min(side, second) + 1) for side in image_size)
         if self.crop_type == "relative_range":
             least = np.asarray(self.crop_size, dtype=np.float32)
             first, second = least + np.random.rand(2) * (1 - least)
@@ -250,19 +205,13 @@ class RandomCrop_CategoryAreaConstraint(Augmentation):
     """`RandomCrop`, drawn up to ten times until no class fills more than a share of the window.
 
     Args:
-        crop_type, crop_size: as for `RandomCrop`.
         single_category_max_area: the largest share, of the labelled pixels; 1.0 switches the constraint off.
         ignored_category: label that does not count, e.g. 255.
     """
 
-    _TRIES = 10
-
     def __init__(self, crop_type: str, crop_size, single_category_max_area: float = 1.0, ignored_category: int = None):
+        self._init(locals())
         self.crop_aug = RandomCrop(crop_type, crop_size)
-        self.crop_type = crop_type
-        self.crop_size = crop_size
-        self.single_category_max_area = single_category_max_area
-        self.ignored_category = ignored_category
 
     def _is_mixed(self, labels: np.ndarray) -> bool:
         values, counts = np.unique(labels, return_counts=True)
@@ -273,7 +222,7 @@ class RandomCrop_CategoryAreaConstraint(Augmentation):
     def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> Transform:
         if self.single_category_max_area >= 1.0:
             return self.crop_aug.get_transform(image)
-        for _ in range(self._TRIES):
+        for _ in range(10):
             crop = self.crop_aug.get_transform(image)
             if self._is_mixed(crop.apply_segmentation(sem_seg)):
                 break
@@ -290,10 +239,7 @@ class MinIoURandomCrop(Augmentation):
     """
 
     def __init__(self, min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3, mode_trials=1000, crop_trials=50):
-        self.min_ious = min_ious
-        self.min_crop_size = min_crop_size
-        self.mode_trials = mode_trials
-        self.crop_trials = crop_trials
+        self._init(locals())
         self.sample_mode = (1, *min_ious, 0)
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray) -> Transform:
@@ -315,9 +261,7 @@ class MinIoURandomCrop(Augmentation):
         new_h = np.random.uniform(self.min_crop_size * height, height)
         if not 0.5 <= new_h / new_w <= 2:
             return None
-        x0 = np.random.uniform(width - new_w)
-        y0 = np.random.uniform(height - new_h)
-        return x0, y0, new_w, new_h
+        return np.random.uniform(width - new_w), np.random.uniform(height - new_h), new_w, new_h
 
     @staticmethod
     def _is_good(window: tuple[float, float, float, float], boxes: np.ndarray, min_iou: float) -> bool:
@@ -329,7 +273,7 @@ class MinIoURandomCrop(Augmentation):
         if overlaps.numel() and overlaps.min() < min_iou:
             return False
         centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-        return bool(((centers > (x0, y0)) & (centers < (x1, y1))).all(axis=1).any()) if len(boxes) else True
+        return len(boxes) == 0 or bool(((centers > (x0, y0)) & (centers < (x1, y1))).all(axis=1).any())
 
 
 class RandomExtent(Augmentation):
@@ -341,18 +285,13 @@ class RandomExtent(Augmentation):
     """
 
     def __init__(self, scale_range, shift_range):
-        self.scale_range = scale_range
-        self.shift_range = shift_range
+        self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        height, width = image.shape[:2]
-        rect = np.array([-0.5 * width, -0.5 * height, 0.5 * width, 0.5 * height])  # about the image's centre first
-        rect *= np.random.uniform(*self.scale_range)
-        rect[0::2] += self.shift_range[0] * width * (np.random.rand() - 0.5)
-        rect[1::2] += self.shift_range[1] * height * (np.random.rand() - 0.5)
-        rect[0::2] += 0.5 * width
-        rect[1::2] += 0.5 * height
-        x0, y0, x1, y1 = rect
+        size = np.array(image.shape[1::-1])
+        half = 0.5 * size * np.random.uniform(*self.scale_range)
+        shift = self.shift_range * size * (np.random.rand(2) - 0.5)
+        (x0, y0), (x1, y1) = shift - half + 0.5 * size, shift + half + 0.5 * size
         return ExtentTransform(src_rect=(x0, y0, x1, y1), output_size=(int(y1 - y0), int(x1 - x0)))
 
 
@@ -364,35 +303,24 @@ class RandomRotation(Augmentation):
         expand: enlarge the image so that nothing is cut off.
         center: (x, y) as fractions of the image: one point; for "range" a pair of opposite corners, for "choice" a
             list of points. None: the middle.
-        sample_style: "range" or "choice".
         interp: one of cv2's INTER_*.
     """
 
     def __init__(self, angle, expand=True, center=None, sample_style="range", interp=None):
         assert sample_style in ("range", "choice"), f"sample_style is 'range' or 'choice', got {sample_style!r}."
         self.is_range = sample_style == "range"
-        self.angle = (angle, angle) if isinstance(angle, (int, float)) else angle
+        angle = (angle, angle) if isinstance(angle, (int, float)) else angle
         if center is not None and isinstance(center[0], (int, float)):
             center = (center, center)
-        self.expand = expand
-        self.center = center
-        self.sample_style = sample_style
-        self.interp = interp
-
-    def _draw_center(self) -> np.ndarray | None:
-        if self.center is None:
-            return None
-        if self.is_range:
-            (x0, y0), (x1, y1) = self.center
-            return np.array([np.random.uniform(x0, x1), np.random.uniform(y0, y1)])
-        return np.asarray(self.center[np.random.choice(len(self.center))])
+        self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = image.shape[:2]
         angle = np.random.uniform(*self.angle) if self.is_range else np.random.choice(self.angle)
-        center = self._draw_center()
-        if center is not None:
-            center = tuple(center * (width, height))
+        center = None
+        if self.center is not None:
+            drawn = np.random.uniform(*self.center) if self.is_range else self.center[np.random.choice(len(self.center))]
+            center = tuple(np.multiply(drawn, (width, height)))
         if angle % 360 == 0:
             return NoOpTransform()
         return RotationTransform(height, width, angle, expand=self.expand, center=center, interp=self.interp)
@@ -402,8 +330,7 @@ class _RandomBlend(Augmentation):
     """Blend the image with a degenerate one: weight 1 keeps it, 0 replaces it, above 1 exaggerates the difference."""
 
     def __init__(self, intensity_min: float, intensity_max: float):
-        self.intensity_min = intensity_min
-        self.intensity_max = intensity_max
+        self._init(locals())
 
     def _source(self, image: np.ndarray):
         raise NotImplementedError
@@ -439,8 +366,7 @@ class RandomSaturation(_RandomBlend):
 class RandomLighting(Augmentation):
     """Add noise along the principal components of ImageNet's colours (Krizhevsky et al., 2012, section 4.1).
 
-    Args:
-        scale: standard deviation of the three weights; AlexNet has 0.1 for images in [0, 1].
+    `scale` is the standard deviation of the three weights; AlexNet has 0.1 for images in [0, 1].
     """
 
     def __init__(self, scale: float):

@@ -13,8 +13,6 @@ import torch.nn.functional as F
 from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTransform, Transform, TransformList
 from PIL import Image
 
-__all__ = ["ExtentTransform", "ResizeTransform", "RotationTransform", "ColorTransform", "PILColorTransform"]
-
 _TORCH_MODES = {Image.NEAREST: "nearest", Image.BILINEAR: "bilinear", Image.BICUBIC: "bicubic"}
 
 
@@ -41,10 +39,7 @@ class ExtentTransform(Transform):
 
     def __init__(self, src_rect, output_size, interp=Image.BILINEAR, fill=0):
         super().__init__()
-        self.src_rect = src_rect
-        self.output_size = output_size
-        self.interp = interp
-        self.fill = fill
+        self._set_attributes(locals())
 
     def apply_image(self, img: np.ndarray, interp=None) -> np.ndarray:
         """uint8 (H, W[, C]) -> uint8 of output_size."""
@@ -79,11 +74,8 @@ class ResizeTransform(Transform):
 
     def __init__(self, h: int, w: int, new_h: int, new_w: int, interp=None):
         super().__init__()
-        self.h = h
-        self.w = w
-        self.new_h = new_h
-        self.new_w = new_w
-        self.interp = Image.BILINEAR if interp is None else interp
+        interp = Image.BILINEAR if interp is None else interp
+        self._set_attributes(locals())
 
     def apply_image(self, img: np.ndarray, interp=None) -> np.ndarray:
         """(H, W), (H, W, C) or (H, W, C, N) -> the same with H, W replaced; `interp`: one of Pillow's filters."""
@@ -126,10 +118,7 @@ class RotationTransform(Transform):
 
     def __init__(self, h: int, w: int, angle: float, expand: bool = True, center=None, interp=None):
         super().__init__()
-        self.h = h
-        self.w = w
-        self.angle = angle
-        self.expand = expand
+        self.h, self.w, self.angle, self.expand = h, w, angle, expand
         self.image_center = np.array((w / 2, h / 2))
         self.center = self.image_center if center is None else center
         self.interp = cv2.INTER_LINEAR if interp is None else interp
@@ -182,11 +171,7 @@ class RotationTransform(Transform):
 
 
 class ColorTransform(Transform):
-    """A function of the image that leaves geometry alone.
-
-    Args:
-        op: ndarray -> ndarray of the same height and width.
-    """
+    """A function of the image that leaves geometry alone, `op`: ndarray -> ndarray of the same height and width."""
 
     def __init__(self, op: Callable):
         if not callable(op):
