@@ -3,8 +3,6 @@ import logging
 
 from .config import CfgNode as CN
 
-__all__ = ["upgrade_config", "downgrade_config"]
-
 # _RENAMED[v]: (key of version v, key of version v + 1)
 _RENAMED = (
     {"MODEL.RPN_HEAD.NAME": "MODEL.RPN.HEAD_NAME"},

@@ -12,8 +12,6 @@ from omegaconf import DictConfig
 
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["CfgNode", "get_cfg", "global_cfg", "set_global_cfg", "configurable"]
-
 
 class _TupleLoader(yaml.SafeLoader):
     """Plain yaml and ``!!python/tuple``, which old dumps contain. No other tag can run code or name an object."""

@@ -8,8 +8,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from detectron2.utils.registry import _convert_target_to_string, locate
 
-__all__ = ["dump_dataclass", "instantiate"]
-
 
 def dump_dataclass(obj: Any):
     """A dataclass instance as the mapping from which :func:`instantiate` builds an equal one."""

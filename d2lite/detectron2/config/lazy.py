@@ -19,8 +19,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import _convert_target_to_string
 
-__all__ = ["LazyCall", "LazyConfig"]
-
 _CFG_PACKAGE_NAME = "detectron2._cfg_loader"
 
 

@@ -30,35 +30,23 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-__all__ = [
-    "create_ddp_model", "default_argument_parser", "default_setup", "default_writers", "DefaultPredictor",
-    "DefaultTrainer",
-]
-
 
 def create_ddp_model(model, *, fp16_compression=False, **kwargs):
     """Wraps a model for gradient exchange between processes; a single process gets the model itself.
 
-    Args:
-        fp16_compression: exchanges gradients in float16.
-        kwargs: arguments of DistributedDataParallel.
+    `kwargs` go to DistributedDataParallel; `fp16_compression` exchanges gradients in float16.
     """
     if comm.get_world_size() < 2:
         return model
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    options = {"device_ids": None if on_cpu else [comm.get_local_rank()], **kwargs}
-    wrapped = DistributedDataParallel(model, **options)
+    wrapped = DistributedDataParallel(model, **{"device_ids": None if on_cpu else [comm.get_local_rank()], **kwargs})
     if fp16_compression:
         wrapped.register_comm_hook(None, fp16_compress_hook)
     return wrapped
 
 
 def default_argument_parser(epilog=None):
-    """The arguments of training scripts.
-
-    Args:
-        epilog: shown below the help; None shows examples.
-    """
+    """The arguments of training scripts; `epilog` is shown below the help in place of examples."""
     script = sys.argv[0]
     examples = f"""
 Examples:
@@ -81,16 +69,11 @@ two machines:
     parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
     parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
     # Users of one machine get ports of their own, so that their runs do not meet.
-    user = os.getuid() if hasattr(os, "getuid") else 1
-    port = 2**15 + 2**14 + user % 2**14
-    parser.add_argument(
-        "--dist-url", default=f"tcp://127.0.0.1:{port}",
-        help="where processes meet, see torch.distributed; 'auto' finds a free port on a single machine",
-    )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, default=None,
-        help="changes to the config, after all other arguments: KEY VALUE pairs, for a LazyConfig path.key=value",
-    )
+    port = 2**15 + 2**14 + (os.getuid() if hasattr(os, "getuid") else 1) % 2**14
+    where = "where processes meet, see torch.distributed; 'auto' finds a free port on a single machine"
+    parser.add_argument("--dist-url", default=f"tcp://127.0.0.1:{port}", help=where)
+    changes = "changes to the config, after all other arguments: KEY VALUE pairs, for a LazyConfig path.key=value"
+    parser.add_argument("opts", nargs=argparse.REMAINDER, default=None, help=changes)
     return parser
 
 
@@ -153,15 +136,14 @@ def default_setup(cfg, args):
 def default_writers(output_dir: str, max_iter: Optional[int] = None):
     """Writers for the log, `output_dir`/metrics.json and TensorBoard; `max_iter` gives the log a remaining time."""
     PathManager.mkdirs(output_dir)
-    metrics = os.path.join(output_dir, "metrics.json")
-    return [CommonMetricPrinter(max_iter), JSONWriter(metrics), TensorboardXWriter(output_dir)]
+    json_writer = JSONWriter(os.path.join(output_dir, "metrics.json"))
+    return [CommonMetricPrinter(max_iter), json_writer, TensorboardXWriter(output_dir)]
 
 
 class DefaultPredictor:
     """Predicts for one image at a time: model, weights, resizing and channel order from the config.
 
-    Attributes:
-        metadata: of the first test dataset, if there is one.
+    `metadata` is that of the first test dataset, if there is one.
     """
 
     def __init__(self, cfg):
@@ -176,23 +158,17 @@ class DefaultPredictor:
         assert self.input_format in ("RGB", "BGR"), f"INPUT.FORMAT must be RGB or BGR, not {self.input_format}"
 
     def __call__(self, original_image):
-        """
-        Args:
-            original_image: (H, W, 3) BGR array, as cv2.imread returns.
-
-        Returns:
-            dict: the model's output for the image, with coordinates of the original size.
-        """
+        """The model's output for an (H, W, 3) BGR array as of cv2.imread, with coordinates of the original size."""
+        height, width = original_image.shape[:2]
         pixels = original_image if self.input_format == "BGR" else original_image[:, :, ::-1]
         # An augmentation draws even a fixed size; predicting must not disturb the caller's random numbers.
         state = np.random.get_state()
         pixels = self.aug.get_transform(pixels).apply_image(pixels)
         np.random.set_state(state)
         channels_first = np.ascontiguousarray(np.moveaxis(pixels, 2, 0), dtype=np.float32)
-        record = dict(zip(("height", "width"), original_image.shape))
-        record["image"] = torch.from_numpy(channels_first).to(self.cfg.MODEL.DEVICE)
+        image = torch.from_numpy(channels_first).to(self.cfg.MODEL.DEVICE)
         with torch.no_grad():
-            return self.model([record])[0]
+            return self.model([{"image": image, "height": height, "width": width}])[0]
 
 
 def _through_inner_trainer(name):
@@ -207,12 +183,8 @@ def _through_inner_trainer(name):
 class DefaultTrainer(TrainerBase):
     """Training as the config says: model, optimizer, schedule, data, checkpoints, evaluation and logs.
 
-    Replace a part by overriding the class method that builds it.
-
-    Attributes:
-        scheduler: the learning rate schedule.
-        checkpointer: saves the model and this trainer to OUTPUT_DIR.
-        cfg: the config, scaled to the number of processes.
+    Replace a part by overriding the class method that builds it. `cfg` is scaled to the number of processes;
+    `checkpointer` saves the model and this trainer to OUTPUT_DIR.
     """
 
     model = _through_inner_trainer("model")
@@ -233,14 +205,12 @@ class DefaultTrainer(TrainerBase):
         self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(parallel, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(parallel, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        hooks_of_run = self.build_hooks()
-        self.register_hooks(hooks_of_run)
+        self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume=True):
         """Continues from the last checkpoint in OUTPUT_DIR if there is one, else loads MODEL.WEIGHTS."""
-        weights, saver = self.cfg.MODEL.WEIGHTS, self.checkpointer
-        saver.resume_or_load(weights, resume=resume)
-        if resume and saver.has_checkpoint():
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
             self.start_iter = self.iter + 1  # the saved one was finished
 
     def build_hooks(self):
@@ -276,9 +246,8 @@ class DefaultTrainer(TrainerBase):
             return results
 
     def run_step(self):
-        inner = self._trainer
-        inner.iter = self.iter
-        inner.run_step()
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
 
     def state_dict(self):
         return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
@@ -319,32 +288,26 @@ class DefaultTrainer(TrainerBase):
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        """Evaluates on every dataset of DATASETS.TEST.
-
-        Args:
-            evaluators: one for each dataset; None calls build_evaluator.
+        """Evaluates on every dataset of DATASETS.TEST, with one evaluator for each, by default of build_evaluator.
 
         Returns:
             dict: the results; of several datasets {name: results}.
         """
         logger = logging.getLogger(__name__)
+        names = cfg.DATASETS.TEST
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         if evaluators is not None:
-            datasets, given = len(cfg.DATASETS.TEST), len(evaluators)
-            assert datasets == given, f"there are {datasets} test datasets but {given} evaluators"
+            assert len(names) == len(evaluators), f"there are {len(names)} test datasets, {len(evaluators)} evaluators"
         results = OrderedDict()
-        for index, name in enumerate(cfg.DATASETS.TEST):
+        for index, name in enumerate(names):
             data_loader = cls.build_test_loader(cfg, name)
-            if evaluators is not None:
-                evaluator = evaluators[index]
-            else:
-                try:
-                    evaluator = cls.build_evaluator(cfg, name)
-                except NotImplementedError as error:
-                    logger.warning("No evaluation on %s: %s", name, error)
-                    results[name] = {}
-                    continue
+            try:
+                evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[index]
+            except NotImplementedError as error:
+                logger.warning("No evaluation on %s: %s", name, error)
+                results[name] = {}
+                continue
             results[name] = inference_on_dataset(model, data_loader, evaluator)
             if comm.is_main_process():
                 assert isinstance(results[name], dict), f"an evaluator must return a dict, not {results[name]!r}"
@@ -376,10 +339,9 @@ class DefaultTrainer(TrainerBase):
 
         solver.IMS_PER_BATCH = int(round(solver.IMS_PER_BATCH * scale))
         solver.BASE_LR = solver.BASE_LR * scale
-        solver.MAX_ITER = shrink(solver.MAX_ITER)
-        solver.WARMUP_ITERS = shrink(solver.WARMUP_ITERS)
+        for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
+            solver[key] = shrink(solver[key])
         solver.STEPS = tuple(shrink(step) for step in solver.STEPS)
-        solver.CHECKPOINT_PERIOD = shrink(solver.CHECKPOINT_PERIOD)
         cfg.TEST.EVAL_PERIOD = shrink(cfg.TEST.EVAL_PERIOD)
         solver.REFERENCE_WORLD_SIZE = num_workers
         logging.getLogger(__name__).info(

@@ -6,6 +6,7 @@ import math
 import operator
 import time
 from collections import Counter
+from functools import partialmethod
 
 from fvcore.common.checkpoint import Checkpointer
 from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
@@ -21,17 +22,15 @@ from detectron2.solver import LRScheduler as _LRScheduler
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
-__all__ = [
-    "CallbackHook", "IterationTimer", "PeriodicWriter", "PeriodicCheckpointer", "BestCheckpointer", "LRScheduler",
-    "AutogradProfiler", "EvalHook", "PreciseBN", "TorchProfiler", "TorchMemoryStats",
-]
-
 
 _logger = logging.getLogger(__name__)
 
 TorchProfiler = refused_class("TorchProfiler", __name__, HookBase)
 AutogradProfiler = refused_class("AutogradProfiler", __name__, HookBase)
 TorchMemoryStats = refused_class("TorchMemoryStats", __name__, HookBase)
+
+def _duration(seconds):
+    return datetime.timedelta(seconds=int(seconds))
 
 
 def _is_finished(trainer):
@@ -49,24 +48,15 @@ class CallbackHook(HookBase):
     """Calls functions with the trainer."""
 
     def __init__(self, *, before_train=None, after_train=None, before_step=None, after_step=None):
-        self._callbacks = {
-            "before_train": before_train, "before_step": before_step,
-            "after_step": after_step, "after_train": after_train,
-        }
+        self._callbacks = {name: call for name, call in locals().items() if name != "self" and call is not None}
 
     def _call(self, when):
-        callback = self._callbacks.get(when)
-        if callback is not None:
-            callback(self.trainer)
+        if when in self._callbacks:
+            self._callbacks[when](self.trainer)
 
-    def before_train(self):
-        self._call("before_train")
-
-    def before_step(self):
-        self._call("before_step")
-
-    def after_step(self):
-        self._call("after_step")
+    before_train = partialmethod(_call, "before_train")
+    before_step = partialmethod(_call, "before_step")
+    after_step = partialmethod(_call, "after_step")
 
     def after_train(self):
         self._call("after_train")
@@ -74,12 +64,9 @@ class CallbackHook(HookBase):
 
 
 class IterationTimer(HookBase):
-    """Stores the seconds of every iteration as "time", and logs the total at the end.
+    """Stores the seconds of every iteration but the first `warmup_iter` as "time", and logs the total at the end.
 
     Register it first: then "time" holds the steps and the hooks before it, not those after it.
-
-    Args:
-        warmup_iter: iterations left out at the beginning, when caches fill.
     """
 
     def __init__(self, warmup_iter=3):
@@ -106,25 +93,19 @@ class IterationTimer(HookBase):
         self._total_timer.pause()
 
     def after_train(self):
-        total = time.perf_counter() - self._began
+        total = int(time.perf_counter() - self._began)
         in_steps = self._total_timer.seconds()
         if self._measured > 0 and in_steps > 0:
-            _logger.info(
-                "%d iterations took %s, %.4f s each", self._measured, datetime.timedelta(seconds=int(in_steps)),
-                in_steps / self._measured,
-            )
-        _logger.info(
-            "The whole training took %s, of which hooks had %s", datetime.timedelta(seconds=int(total)),
-            datetime.timedelta(seconds=int(total - in_steps)),
-        )
+            average = in_steps / self._measured
+            _logger.info("%d iterations took %s, %.4f s each", self._measured, _duration(in_steps), average)
+        _logger.info("The training took %s, of which hooks had %s", _duration(total), _duration(total - in_steps))
 
 
 class PeriodicWriter(HookBase):
     """Calls writers every `period` iterations, at the last one and after training, and then closes them."""
 
     def __init__(self, writers, period=20):
-        self._writers = list(writers)
-        self._period = period
+        self._writers, self._period = list(writers), period
 
     def after_step(self):
         finished = self.trainer.iter + 1
@@ -152,8 +133,6 @@ class BestCheckpointer(HookBase):
     """Saves the model whenever a metric is better than ever before in this run; register it after EvalHook.
 
     Args:
-        eval_period: as EvalHook's.
-        checkpointer: saves to its folder.
         val_metric: name of a stored scalar, such as "bbox/AP50".
         mode: "max" or "min" is better; NaN and infinity are never.
         file_prefix: name of the file, without ".pth".
@@ -183,19 +162,16 @@ class BestCheckpointer(HookBase):
             _logger.warning("No metric %s has been stored: the best model is not saved", self._val_metric)
             return
         value, iteration = latest
-        if not self._update_best(value, iteration):
-            _logger.info(
-                "%s is %.5f, and stays best with %s of iteration %s",
-                self._val_metric, value, self.best_metric, self.best_iter,
-            )
-            return
-        _logger.info("Saving the best model: %s is %.5f after %d iterations", self._val_metric, value, iteration)
-        self._saver.save(self._name, iteration=iteration)
+        if self._update_best(value, iteration):
+            _logger.info("Saving the best model: %s is %.5f after %d iterations", self._val_metric, value, iteration)
+            self._saver.save(self._name, iteration=iteration)
+        else:
+            best = self.best_metric, self.best_iter
+            _logger.info("%s is %.5f, and stays best with %s of iteration %s", self._val_metric, value, *best)
 
     def _update_best(self, value, iteration):
-        if not math.isfinite(value):
-            return False
-        if self.best_metric is not None and not self._is_better(value, self.best_metric):
+        worse = self.best_metric is not None and not self._is_better(value, self.best_metric)
+        if worse or not math.isfinite(value):
             return False
         self.best_metric, self.best_iter = value, iteration
         return True
@@ -205,14 +181,12 @@ class LRScheduler(HookBase):
     """Stores the learning rate as "lr" after every iteration, then steps the schedule.
 
     Args:
-        optimizer: None is trainer.optimizer.
         scheduler: a torch scheduler, or an fvcore ParamScheduler that multiplies the initial rates over the whole
-            training; None is trainer.scheduler.
+            training. None takes the trainer's, as for the optimizer.
     """
 
     def __init__(self, optimizer=None, scheduler=None):
-        self._optimizer = optimizer
-        self._scheduler = scheduler
+        self._optimizer, self._scheduler = optimizer, scheduler
 
     def before_train(self):
         if self._optimizer is None:
@@ -243,22 +217,17 @@ class LRScheduler(HookBase):
         return self._scheduler or self.trainer.scheduler
 
     def state_dict(self):
-        schedule = self.scheduler
-        return schedule.state_dict() if isinstance(schedule, _LRScheduler) else {}
+        return self.scheduler.state_dict() if isinstance(self.scheduler, _LRScheduler) else {}
 
     def load_state_dict(self, state_dict):
-        schedule = self.scheduler
-        if isinstance(schedule, _LRScheduler):
-            schedule.load_state_dict(state_dict)
+        if isinstance(self.scheduler, _LRScheduler):
+            self.scheduler.load_state_dict(state_dict)
 
 
 class EvalHook(HookBase):
-    """Evaluates every `eval_period` iterations and after training, and stores the results as scalars.
+    """Evaluates every `eval_period` (0: never) iterations and after a finished training, and stores the results.
 
-    Args:
-        eval_period: 0 evaluates after training only.
-        eval_function: returns a nested dict of numbers, or nothing; "a": {"b": 1} is stored as "a/b".
-        eval_after_train: whether to evaluate after a finished training.
+    `eval_function` returns a nested dict of numbers, or nothing; {"a": {"b": 1}} is stored as the scalar "a/b".
     """
 
     def __init__(self, eval_period, eval_function, eval_after_train=True):
@@ -293,8 +262,7 @@ class PreciseBN(HookBase):
 
     Args:
         period: iterations; 0 is after the last one only.
-        data_loader: yields batches for `model`, independent of the one for training.
-        num_iter: batches to average over.
+        data_loader: yields batches for `model`, of which `num_iter` count; independent of the one for training.
     """
 
     def __init__(self, period, model, data_loader, num_iter):

@@ -12,15 +12,9 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 import detectron2.utils.comm as comm
 from detectron2.utils.events import EventStorage, get_event_storage
 
-__all__ = ["HookBase", "TrainerBase", "SimpleTrainer", "AMPTrainer"]
-
 
 class HookBase:
-    """Something to do around a trainer's steps; override what is needed.
-
-    Attributes:
-        trainer: a weak reference to the trainer, set when the hook is registered.
-    """
+    """Something to do around the steps of `trainer`, a weak reference set on registering; override what is needed."""
 
     trainer: "TrainerBase" = None
 
@@ -63,18 +57,16 @@ class TrainerBase:
     def register_hooks(self, hooks: List[Optional[HookBase]]) -> None:
         """Appends hooks, which are called in this order; None is skipped."""
         for hook in hooks:
-            if hook is None:
-                continue
-            assert isinstance(hook, HookBase), f"{hook!r} is no HookBase"
-            # Two objects that own each other would live until the garbage collector comes by.
-            hook.trainer = weakref.proxy(self)
-            self._hooks.append(hook)
+            if hook is not None:
+                assert isinstance(hook, HookBase), f"{hook!r} is no HookBase"
+                # Two objects that own each other would live until the garbage collector comes by.
+                hook.trainer = weakref.proxy(self)
+                self._hooks.append(hook)
 
     def train(self, start_iter: int, max_iter: int):
         """Runs the iterations start_iter .. max_iter - 1, hooks around them; none of it if there is nothing to do."""
         logger = logging.getLogger(__name__)
-        self.iter = self.start_iter = start_iter
-        self.max_iter = max_iter
+        self.iter, self.start_iter, self.max_iter = start_iter, start_iter, max_iter
         if start_iter >= max_iter:
             logger.info("Training had already finished: iteration %d of %d", start_iter, max_iter)
             return
@@ -94,27 +86,26 @@ class TrainerBase:
             finally:
                 self.after_train()
 
-    def before_train(self):
+    def _call_hooks(self, when):
         for hook in self._hooks:
-            hook.before_train()
+            getattr(hook, when)()
+
+    def before_train(self):
+        self._call_hooks("before_train")
 
     def after_train(self):
         self.storage.iter = self.iter
-        for hook in self._hooks:
-            hook.after_train()
+        self._call_hooks("after_train")
 
     def before_step(self):
         self.storage.iter = self.iter
-        for hook in self._hooks:
-            hook.before_step()
+        self._call_hooks("before_step")
 
     def after_backward(self):
-        for hook in self._hooks:
-            hook.after_backward()
+        self._call_hooks("after_backward")
 
     def after_step(self):
-        for hook in self._hooks:
-            hook.after_step()
+        self._call_hooks("after_step")
 
     def run_step(self):
         """One iteration."""
@@ -122,21 +113,13 @@ class TrainerBase:
 
     def state_dict(self):
         """{"iteration"} and {"hooks": {class name: state}}; of two hooks of one class the first is kept."""
-        state = {"iteration": self.iter}
-        hooks = {}
-        for hook in self._hooks:
-            hook_state = hook.state_dict()
-            if hook_state:
-                hooks.setdefault(type(hook).__qualname__, hook_state)
-        if hooks:
-            state["hooks"] = hooks
-        return state
+        states = [(type(hook).__qualname__, hook.state_dict()) for hook in reversed(self._hooks)]
+        hooks = {name: state for name, state in states if state}
+        return {"iteration": self.iter, **({"hooks": hooks} if hooks else {})}
 
     def load_state_dict(self, state_dict):
         self.iter = state_dict["iteration"]
-        hooks = {}
-        for hook in self._hooks:
-            hooks.setdefault(type(hook).__qualname__, hook)
+        hooks = {type(hook).__qualname__: hook for hook in reversed(self._hooks)}
         for name, state in state_dict.get("hooks", {}).items():
             if name in hooks:
                 hooks[name].load_state_dict(state)
@@ -150,7 +133,6 @@ class SimpleTrainer(TrainerBase):
     Args:
         model: takes a batch, returns a loss or {name: loss}; put into training mode.
         data_loader: endless iterable of batches.
-        optimizer: over the model's parameters.
         gather_metric_period: losses are collected from all processes and stored every so many iterations.
         zero_grad_before_forward: clears gradients before the forward instead of the backward pass.
         async_write_metrics: stores the losses in a thread, without waiting for the GPU.
@@ -184,8 +166,7 @@ class SimpleTrainer(TrainerBase):
     def run_step(self):
         """Loads a batch, computes losses and gradients, stores the losses, then steps.
 
-        Raises:
-            FloatingPointError: a loss is not finite; the weights are still those of before this step.
+        A loss that is not finite raises FloatingPointError, before the weights change.
         """
         data, data_time = self._load_batch()
         if self.zero_grad_before_forward:
@@ -240,14 +221,9 @@ class SimpleTrainer(TrainerBase):
 
     @staticmethod
     def write_metrics(loss_dict: Mapping[str, torch.Tensor], data_time: float, cur_iter: int, prefix: str = "") -> None:
-        """Stores the losses' mean and the longest data time over all processes; every process must call this.
+        """Stores the losses' mean and the longest data time, seconds, over all processes; every process must call this.
 
-        Args:
-            data_time: seconds that this process waited for its batch.
-            prefix: put before "total_loss".
-
-        Raises:
-            FloatingPointError: the mean is not finite.
+        `prefix` stands before "total_loss". Raises FloatingPointError if the mean is not finite.
         """
         storage = get_event_storage()
         storage.put_scalar("rank_data_time", data_time, cur_iter=cur_iter)
@@ -279,24 +255,20 @@ class AMPTrainer(SimpleTrainer):
         grad_scaler: scales the loss against underflow; None makes one, which only float16 needs.
         precision: dtype of the forward pass where torch deems it safe.
         log_grad_scaler: stores the scale as "[metric]grad_scaler".
-        others: as in SimpleTrainer.
     """
 
     def __init__(
         self, model, data_loader, optimizer, gather_metric_period=1, zero_grad_before_forward=False, grad_scaler=None,
         precision: torch.dtype = torch.float16, log_grad_scaler: bool = False, async_write_metrics=False,
     ):
-        if isinstance(model, DistributedDataParallel):
-            single = model.device_ids is None or len(model.device_ids) == 1
-            assert single, "AMPTrainer works with one device for each process"
-        assert not isinstance(model, DataParallel), "AMPTrainer works with one device for each process"
+        several = isinstance(model, DistributedDataParallel) and len(model.device_ids or [0]) > 1
+        assert not (several or isinstance(model, DataParallel)), "AMPTrainer works with one device for each process"
         super().__init__(
             model, data_loader, optimizer, gather_metric_period, zero_grad_before_forward, async_write_metrics
         )
         self._device_type = next(model.parameters()).device.type
         self.grad_scaler = grad_scaler or torch.amp.GradScaler(self._device_type, enabled=precision == torch.float16)
-        self.precision = precision
-        self.log_grad_scaler = log_grad_scaler
+        self.precision, self.log_grad_scaler = precision, log_grad_scaler
 
     def run_step(self):
         data, data_time = self._load_batch()

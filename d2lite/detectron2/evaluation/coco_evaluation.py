@@ -32,11 +32,9 @@ logger = logging.getLogger(__name__)
 
 _evaluate_box_proposals = refused("_evaluate_box_proposals", __name__)
 
-_METRICS = {
-    "bbox": ["AP", "AP50", "AP75", "APs", "APm", "APl"],
-    "segm": ["AP", "AP50", "AP75", "APs", "APm", "APl"],
-    "keypoints": ["AP", "AP50", "AP75", "APm", "APl"],
-}
+_BOX_METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+_METRICS = {"bbox": _BOX_METRICS, "segm": _BOX_METRICS, "keypoints": ["AP", "AP50", "AP75", "APm", "APl"]}
+_RESULT_KEYS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 
 
 def _open_ground_truth(json_file: str) -> COCO:
@@ -81,11 +79,8 @@ class COCOEvaluator(DatasetEvaluator):
             # Ascending, since pycocotools sorts the limits and takes the last for AP.
             max_dets_per_image = [1, min(10, max_dets_per_image), max_dets_per_image]
         assert len(max_dets_per_image) == 3, f"COCO counts with three limits of detections, got {max_dets_per_image}."
-        self._tasks = tasks
-        self._distributed = distributed
-        self._output_dir = output_dir
-        self._use_fast_impl = use_fast_impl
-        self._max_dets_per_image = list(max_dets_per_image)
+        self._tasks, self._distributed, self._output_dir = tasks, distributed, output_dir
+        self._max_dets_per_image, self._kpt_oks_sigmas = list(max_dets_per_image), kpt_oks_sigmas
         self._cpu_device = torch.device("cpu")
         self._metadata = MetadataCatalog.get(dataset_name)
         self._predictions: list[dict] = []
@@ -93,17 +88,13 @@ class COCOEvaluator(DatasetEvaluator):
         json_file = self._metadata.get("json_file")
         if json_file is None:
             if output_dir is None:
-                raise ValueError(
-                    f"'{dataset_name}' has no json_file in its metadata, and without an output_dir it cannot get one. "
-                    "Give COCOEvaluator an output_dir."
-                )
+                raise ValueError(f"'{dataset_name}' has no json_file in its metadata; give an output_dir.")
             # Not noted in the metadata: the next evaluator must look at the records again, they may have changed.
             json_file = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
             convert_to_coco_json(dataset_name, json_file, allow_cached=allow_cached_coco)
         self._coco_api = _open_ground_truth(json_file)
         # Test sets come without annotations: then predictions are written, and not judged.
         self._do_evaluation = "annotations" in self._coco_api.dataset
-        self._kpt_oks_sigmas = kpt_oks_sigmas
 
     def reset(self) -> None:
         self._predictions = []
@@ -126,13 +117,9 @@ class COCOEvaluator(DatasetEvaluator):
                 self._predictions.append(prediction)
 
     def evaluate(self, img_ids=None) -> dict:
-        """
-        Args:
-            img_ids: judge these images only; None: all of the json.
+        """{"bbox": {"AP": ..., "AP50": ..., "AP-<class>": ...}, "segm": {...}}, over `img_ids` or all images.
 
-        Returns:
-            {"bbox": {"AP": ..., "AP50": ..., "AP-<class>": ...}, "segm": {...}}; {} on other processes than the main
-            one, and where nothing was processed.
+        {} on other processes than the main one, and where nothing was processed.
         """
         predictions = self._predictions
         if self._distributed:
@@ -150,17 +137,10 @@ class COCOEvaluator(DatasetEvaluator):
 
         self._results: OrderedDict = OrderedDict()
         if "proposals" in predictions[0]:
-            self._eval_box_proposals(predictions)
+            self._results["box_proposals"] = _evaluate_box_proposals(predictions, self._coco_api)
         if "instances" in predictions[0]:
             self._eval_predictions(predictions, img_ids=img_ids)
         return copy.deepcopy(self._results)
-
-    def _tasks_from_predictions(self, predictions: list[dict]) -> list[str]:
-        tasks = ["bbox"]
-        for key, task in (("segmentation", "segm"), ("keypoints", "keypoints")):
-            if any(key in prediction for prediction in predictions):
-                tasks.append(task)
-        return tasks
 
     def _to_dataset_ids(self, results: list[dict]) -> list[dict]:
         """Copies with the json's category ids in place of the model's class numbers."""
@@ -175,7 +155,8 @@ class COCOEvaluator(DatasetEvaluator):
 
     def _eval_predictions(self, predictions: list[dict], img_ids=None) -> None:
         results = list(itertools.chain.from_iterable(prediction["instances"] for prediction in predictions))
-        tasks = self._tasks or self._tasks_from_predictions(results)
+        found = {key for result in results for key in result}
+        tasks = self._tasks or [task for task, key in _RESULT_KEYS.items() if key in found or task == "bbox"]
         results = self._to_dataset_ids(results)
         if self._output_dir:
             file = os.path.join(self._output_dir, "coco_instances_results.json")
@@ -186,6 +167,7 @@ class COCOEvaluator(DatasetEvaluator):
             logger.info("The json has no annotations; the predictions are not judged.")
             return
 
+        class_names = self._metadata.get("thing_classes")
         for task in sorted(tasks):
             assert task in _METRICS, f"A task is one of {', '.join(_METRICS)}, got '{task}'."
             coco_eval = None  # pycocotools cannot deal with no detections at all
@@ -194,12 +176,7 @@ class COCOEvaluator(DatasetEvaluator):
                     self._coco_api, results, task, kpt_oks_sigmas=self._kpt_oks_sigmas, img_ids=img_ids,
                     max_dets_per_image=self._max_dets_per_image,
                 )
-            self._results[task] = self._derive_coco_results(
-                coco_eval, task, class_names=self._metadata.get("thing_classes")
-            )
-
-    def _eval_box_proposals(self, predictions: list[dict]) -> None:
-        self._results["box_proposals"] = _evaluate_box_proposals(predictions, self._coco_api)
+            self._results[task] = self._derive_coco_results(coco_eval, task, class_names=class_names)
 
     def _derive_coco_results(self, coco_eval: COCOeval | None, iou_type: str, class_names=None) -> dict[str, float]:
         """The metrics of a finished evaluation, and with several classes the AP of each."""
@@ -212,7 +189,7 @@ class COCOEvaluator(DatasetEvaluator):
             return float(value * 100) if value >= 0 else float("nan")  # COCO says -1 for "nothing there"
 
         results = {metric: percent(coco_eval.stats[i]) for i, metric in enumerate(metrics)}
-        logger.info(f"Results for {iou_type}:\n{_table(results)}")
+        logger.info(f"Results for {iou_type}:\n{_table(results, columns=len(results))}")
         if class_names is None or len(class_names) <= 1:
             return results
 
@@ -230,15 +207,12 @@ class COCOEvaluator(DatasetEvaluator):
         return results
 
 
-def _table(values: dict[str, float], columns: int | None = None) -> str:
-    """Names above values; with `columns`, so many pairs of name and value a row."""
-    if columns is None:
-        return tabulate([list(values.values())], headers=list(values), tablefmt="pipe", floatfmt=".3f")
+def _table(values: dict[str, float], columns: int) -> str:
+    """So many pairs of name and value a row."""
     cells = [cell for pair in values.items() for cell in pair]
     width = 2 * min(columns, len(values))
     rows = [cells[i : i + width] for i in range(0, len(cells), width)]
-    headers = ["category", "AP"] * (width // 2)
-    return tabulate(rows, headers=headers, tablefmt="pipe", floatfmt=".3f", numalign="left")
+    return tabulate(rows, ["metric", "value"] * (width // 2), tablefmt="pipe", floatfmt=".3f", numalign="left")
 
 
 def instances_to_coco_json(instances: Instances, img_id) -> list[dict]:
@@ -246,10 +220,9 @@ def instances_to_coco_json(instances: Instances, img_id) -> list[dict]:
     if len(instances) == 0:
         return []
     boxes = instances.pred_boxes.tensor.numpy()
-    boxes = BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
     columns = {
         "category_id": instances.pred_classes.tolist(),
-        "bbox": boxes,
+        "bbox": BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist(),
         "score": instances.scores.tolist(),
     }
     if instances.has("pred_masks"):
@@ -297,9 +270,7 @@ def _set_sigmas(coco_eval: COCOeval, sigmas, num_keypoints: int) -> None:
     if sigmas is not None and len(sigmas):
         coco_eval.params.kpt_oks_sigmas = np.array(sigmas)
     known = len(coco_eval.params.kpt_oks_sigmas)
-    assert known == num_keypoints, (
-        f"Predictions have {num_keypoints} keypoints, but there are {known} OKS sigmas. Set TEST.KEYPOINT_OKS_SIGMAS."
-    )
+    assert known == num_keypoints, f"{num_keypoints} keypoints need so many TEST.KEYPOINT_OKS_SIGMAS, not {known}."
 
 
 class COCOevalMaxDets(COCOeval):
@@ -322,7 +293,6 @@ class COCOevalMaxDets(COCOeval):
         self.stats = np.full(len(rows), -1.0)
         for i, (name, values, ious, area, limit) in enumerate(rows):
             values = values[ious][..., area, limit]
-            values = values[values > -1]
-            if values.size:
-                self.stats[i] = values.mean()
+            if (values > -1).any():
+                self.stats[i] = values[values > -1].mean()
             print(f"{name} = {self.stats[i]:.3f} (at most {self.params.maxDets[limit]} detections an image)")

@@ -77,11 +77,9 @@ class _Stopwatch:
     """Seconds spent in each phase, not counting the first batches, which are slower than the rest."""
 
     def __init__(self, total: int):
-        self._total = total
-        self._warmup = min(5, total - 1)
+        self._total, self._warmup, self._counted = total, min(5, total - 1), 0
         self._begin = self._mark = time.perf_counter()
         self._seconds = {"data": 0.0, "inference": 0.0, "evaluation": 0.0}
-        self._counted = 0
         self._next_log = self._begin + _LOG_PERIOD
 
     def start(self, position: int) -> None:
@@ -119,7 +117,7 @@ def inference_on_dataset(
     model: Callable, data_loader: Iterable, evaluator: DatasetEvaluator | list[DatasetEvaluator] | None,
     callbacks: Mapping[str, Callable[[], Any]] | None = None,
 ) -> Mapping[str, Mapping[str, float]]:
-    """Run a model over a loader without gradients and in evaluation mode, and evaluate.
+    """Run a model over a loader without gradients and in evaluation mode, and return what the evaluator gives.
 
     Args:
         model: batch -> list of outputs. A Module returns to its mode afterwards; any other callable is just called.
@@ -127,9 +125,6 @@ def inference_on_dataset(
         evaluator: one, several, or None (the model runs, the result is {}).
         callbacks: functions without arguments for on_start, before_inference, after_inference (around every batch)
             and on_end.
-
-    Returns:
-        The evaluator's results; {} where it has none.
     """
     if evaluator is None or isinstance(evaluator, (list, tuple)):
         evaluator = DatasetEvaluators(evaluator or [])
@@ -161,5 +156,4 @@ def inference_on_dataset(
             watch.stop(position)
         call("on_end")
     watch.log_total()
-    results = evaluator.evaluate()
-    return {} if results is None else results
+    return evaluator.evaluate() or {}

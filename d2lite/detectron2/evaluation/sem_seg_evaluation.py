@@ -53,22 +53,17 @@ class SemSegEvaluator(DatasetEvaluator):
             if value is not None:
                 logger.warning(f"SemSegEvaluator({name}=...) is outdated; it comes from the metadata.")
         metadata = MetadataCatalog.get(dataset_name)
-        self._dataset_name = dataset_name
-        self._distributed = distributed
-        self._output_dir = output_dir
+        self._dataset_name, self._distributed, self._output_dir = dataset_name, distributed, output_dir
         self._cpu_device = torch.device("cpu")
-        self._class_names = metadata.stuff_classes
-        self._num_classes = len(metadata.stuff_classes)
+        self._class_names, self._num_classes = metadata.stuff_classes, len(metadata.stuff_classes)
         if num_classes is not None:
-            assert num_classes == self._num_classes, (
-                f"num_classes is {num_classes}, but '{dataset_name}' has {self._num_classes} stuff_classes."
-            )
+            given = f"num_classes is {num_classes}, but '{dataset_name}' has {self._num_classes} stuff_classes."
+            assert num_classes == self._num_classes, given
         self._ignore_label = ignore_label if ignore_label is not None else metadata.ignore_label
         contiguous = metadata.get("stuff_dataset_id_to_contiguous_id")
         self._contiguous_id_to_dataset_id = {v: k for k, v in contiguous.items()} if contiguous else None
-        self.input_file_to_gt_file = {
-            record["file_name"]: record["sem_seg_file_name"] for record in DatasetCatalog.get(dataset_name)
-        }
+        records = DatasetCatalog.get(dataset_name)
+        self.input_file_to_gt_file = {record["file_name"]: record["sem_seg_file_name"] for record in records}
         self.sem_seg_loading_fn = sem_seg_loading_fn
         self.reset()
 
@@ -77,22 +72,15 @@ class SemSegEvaluator(DatasetEvaluator):
         self._conf_matrix = np.zeros((self._num_classes + 1, self._num_classes + 1), dtype=np.int64)
         self._predictions: list[dict] = []
 
-    def _count(self, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        side = self._num_classes + 1
-        pairs = side * prediction.reshape(-1).astype(np.int64) + truth.reshape(-1).astype(np.int64)
-        return np.bincount(pairs, minlength=side * side).reshape(side, side)
-
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """
-        Args:
-            inputs: with "file_name".
-            outputs: with "sem_seg", scores (C, H, W) in the size of the label file.
-        """
+        """Takes records with "file_name" and outputs with "sem_seg", scores (C, H, W) in the label file's size."""
+        side = self._num_classes + 1
         for record, output in zip(inputs, outputs):
             prediction = output["sem_seg"].argmax(dim=0).to(self._cpu_device).numpy().astype(int)
             truth = np.array(self.sem_seg_loading_fn(self.input_file_to_gt_file[record["file_name"]], dtype=int))
             truth[truth == self._ignore_label] = self._num_classes
-            self._conf_matrix += self._count(prediction, truth)
+            pairs = side * prediction.reshape(-1) + truth.reshape(-1)
+            self._conf_matrix += np.bincount(pairs, minlength=side * side).reshape(side, side)
             self._predictions.extend(self.encode_json_sem_seg(prediction, record["file_name"]))
 
     def evaluate(self) -> OrderedDict | None:

@@ -11,24 +11,22 @@ logger = logging.getLogger(__name__)
 
 
 def print_csv_format(results: Mapping) -> None:
-    """Log every task's main metrics as two lines that can be pasted into a spreadsheet. Metrics of single classes,
-    which have a "-" in their names, are left out."""
+    """Log every task's main metrics (without those of single classes, which have a "-") for pasting into a sheet."""
     assert isinstance(results, Mapping) or not len(results), f"Results are a dict, got {type(results).__name__}."
     for task, metrics in results.items():
         if not isinstance(metrics, Mapping):
             logger.info(f"copypaste: {task}={metrics}")
             continue
         main = {name: value for name, value in metrics.items() if "-" not in name}
-        logger.info(f"copypaste: Task: {task}")
-        logger.info("copypaste: " + ",".join(main))
-        logger.info("copypaste: " + ",".join(f"{value:.4f}" for value in main.values()))
+        values = ",".join(f"{value:.4f}" for value in main.values())
+        for line in (f"Task: {task}", ",".join(main), values):
+            logger.info(f"copypaste: {line}")
 
 
 def verify_results(cfg, results: Mapping) -> bool:
-    """Compare results with TEST.EXPECTED_RESULTS, a list of [task, metric, value, tolerance].
+    """True if results are within TEST.EXPECTED_RESULTS, a list of [task, metric, value, tolerance].
 
-    Returns:
-        True. If a value is missing, not finite or too far off, the program exits with code 1.
+    If a value is missing, not finite or too far off, the program exits with code 1.
     """
     expected = cfg.TEST.EXPECTED_RESULTS
     wrong = []

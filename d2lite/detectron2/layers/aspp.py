@@ -20,13 +20,12 @@ class ASPP(nn.Module):
     ):
         """
         Args:
-            dilations (list): of the three dilated convolutions.
             norm: as for :func:`get_norm`; the pooled branch has none.
             activation (callable): each convolution gets its own copy.
             pool_kernel_size (tuple or None): (h, w) that the mean is taken over, a divisor of the input's size; None
                 takes the whole image.
             dropout: probability, after the projection.
-            use_depthwise_separable_conv: for the dilated convolutions.
+            use_depthwise_separable_conv: for the three dilated convolutions.
         """
         super().__init__()
         assert len(dilations) == 3, f"ASPP has three dilations, not {len(dilations)}."
@@ -51,8 +50,7 @@ class ASPP(nn.Module):
         pooled = nn.Sequential(pool, Conv2d(in_channels, out_channels, 1, activation=deepcopy(activation)))
         self.convs = nn.ModuleList([conv(in_channels, 1), *map(dilated, dilations), pooled])
         self.project = conv(5 * out_channels, 1)
-        # A separable convolution has initialised itself.
-        plain = [conv for conv in self.convs[:-1] if isinstance(conv, Conv2d)]
+        plain = [conv for conv in self.convs[:-1] if isinstance(conv, Conv2d)]  # separable ones initialised themselves
         for module in (*plain, pooled[-1], self.project):
             weight_init.c2_xavier_fill(module)
 

@@ -46,10 +46,9 @@ class FrozenBatchNorm2d(nn.Module):
 
     @classmethod
     def convert_frozen_batchnorm(cls, module):
-        """Replace every BatchNorm2d and SyncBatchNorm in ``module`` by a frozen one with the same numbers.
+        """Replace every BatchNorm2d and SyncBatchNorm in ``module``, in place, by a frozen one with the same numbers.
 
-        Returns:
-            nn.Module: ``module``, changed in place, or the new layer if it is itself to be replaced.
+        Returns ``module``, or the new layer if it is itself to be replaced.
         """
         if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             frozen = cls(module.num_features, module.eps)
@@ -65,11 +64,7 @@ class FrozenBatchNorm2d(nn.Module):
 
     @classmethod
     def convert_frozenbatchnorm2d_to_batchnorm2d(cls, module: nn.Module) -> nn.Module:
-        """Replace every frozen layer in ``module`` by a trainable BatchNorm2d with the same numbers.
-
-        Returns:
-            nn.Module: ``module``, changed in place, or the new layer if it is itself to be replaced.
-        """
+        """The opposite: replace every frozen layer in ``module`` by a trainable BatchNorm2d with the same numbers."""
         if isinstance(module, FrozenBatchNorm2d):
             thawed = nn.BatchNorm2d(module.num_features, module.eps)
             with torch.no_grad():
@@ -133,10 +128,8 @@ class LayerNorm(nn.Module):
 
     def __init__(self, normalized_shape, eps=1e-6):
         super().__init__()
-        self.normalized_shape = (normalized_shape,)
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(normalized_shape))
-        self.bias = nn.Parameter(torch.zeros(normalized_shape))
+        self.normalized_shape, self.eps = (normalized_shape,), eps
+        self.weight, self.bias = nn.Parameter(torch.ones(normalized_shape)), nn.Parameter(torch.zeros(normalized_shape))
 
     def forward(self, x):
         var, mean = torch.var_mean(x, dim=1, keepdim=True, correction=0)
@@ -157,14 +150,10 @@ _NORMS = {
 
 
 def get_norm(norm, out_channels):
-    """A normalisation layer for ``out_channels`` channels, or None.
+    """A normalisation layer for ``out_channels`` channels, or None for None and "".
 
-    Args:
-        norm (str, callable or None): "" and None give no layer; a callable is called with ``out_channels``; else one
-            of BN, SyncBN, FrozenBN, GN (32 groups), nnSyncBN, naiveSyncBN, naiveSyncBN_N, LN.
-
-    Raises:
-        KeyError: another name.
+    `norm` is a callable, called with ``out_channels``, or one of BN, SyncBN, FrozenBN, GN (32 groups), nnSyncBN,
+    naiveSyncBN, naiveSyncBN_N, LN; KeyError for another name.
     """
     if norm is None or norm == "":
         return None

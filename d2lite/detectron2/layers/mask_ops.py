@@ -4,8 +4,6 @@ from torch.nn import functional as F
 
 from detectron2._lite import refused
 
-__all__ = ["paste_masks_in_image"]
-
 BYTES_PER_FLOAT = 4
 GPU_MEM_LIMIT = 1024**3  # bytes that pasting on a GPU may take at a time
 
@@ -20,9 +18,7 @@ def paste_masks_in_image(
     """Stretch square masks over their boxes: each pixel of the image reads the mask at its centre, bilinearly.
 
     Args:
-        masks: (N, M, M) probabilities.
-        boxes (Boxes or Tensor): (N, 4) in pixels.
-        image_shape: (height, width).
+        masks: (N, M, M) probabilities; boxes: Boxes or (N, 4) in pixels; image_shape: (height, width).
         threshold: inside from this value on; negative returns the values instead.
 
     Returns:
@@ -48,15 +44,11 @@ def paste_masks_in_image(
 
 
 def _do_paste_mask(masks: torch.Tensor, boxes: torch.Tensor, img_h: int, img_w: int, skip_empty: bool = True):
-    """Paste without a threshold.
-
-    Args:
-        masks: (N, 1, M, M).
-        boxes: (N, 4).
-        skip_empty: only compute the rectangle that holds all boxes and a pixel around it.
+    """Paste (N, 1, M, M) masks over (N, 4) boxes, without a threshold.
 
     Returns:
-        (N, h, w) values; the (rows, columns) slices of the image that they are, () for all of it.
+        (N, h, w) values; the (rows, columns) slices of the image that they are, () for all of it. With `skip_empty`
+        that is the rectangle that holds all boxes and a pixel around it.
     """
     x_start, y_start, x_end, y_end = 0, 0, img_w, img_h
     if skip_empty:

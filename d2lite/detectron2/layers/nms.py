@@ -4,19 +4,12 @@ import torch
 
 from detectron2._lite import refused
 
-__all__ = ["batched_nms", "batched_nms_rotated", "nms", "nms_rotated"]
-
 
 def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
     """Keep the best box, drop those that overlap it by more than the threshold, and so on with the rest.
 
-    Args:
-        boxes: (N, 4) x0 y0 x1 y1.
-        scores: (N,); equal scores keep their order.
-        iou_threshold: intersection over union above which the worse box goes.
-
-    Returns:
-        int64 indices of the kept boxes, best first.
+    `boxes` are (N, 4) x0 y0 x1 y1, `scores` (N,); equal scores keep their order. Returns the int64 indices of the kept
+    boxes, best first.
     """
     order = scores.sort(descending=True, stable=True).indices
     # Each decision depends on those before it: thousands of tiny steps, for which numpy beats every device.
@@ -43,11 +36,7 @@ def _suppress(boxes: np.ndarray, iou_threshold: float) -> np.ndarray:
 def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float) -> torch.Tensor:
     """:func:`nms` within each class: boxes of different classes never suppress each other.
 
-    Args:
-        boxes: (N, 4); scores: (N,); idxs: (N,) int64 class or level of each box.
-
-    Returns:
-        int64 indices of the kept boxes of all classes, best first.
+    `idxs` are the (N,) int64 classes or levels of the boxes. Returns the int64 indices of the kept boxes, best first.
     """
     assert boxes.shape[-1] == 4, f"Boxes have 4 coordinates, not {boxes.shape[-1]}."
     kept = [torch.empty(0, dtype=torch.int64, device=boxes.device)]

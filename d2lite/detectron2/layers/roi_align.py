@@ -18,15 +18,11 @@ def roi_align(
 
     Args:
         input: (N, C, H, W).
-        boxes: (R, 5) index into the batch, x0 y0 x1 y1.
-        output_size: (height, width) of the grid.
-        spatial_scale: from the boxes' coordinates to those of ``input``.
+        boxes: (R, 5) index into the batch, x0 y0 x1 y1, which `spatial_scale` brings to the pixels of ``input``.
+        output_size: (height, width) of the grid; the result is (R, C, height, width).
         sampling_ratio: samples a cell and direction; 0 or less takes as many as the cell is pixels long.
         aligned: whether pixel i has its centre at i + 0.5, as it should; without it, regions are shifted by half a
             pixel and at least one pixel large.
-
-    Returns:
-        (R, C, height, width)
     """
     (height, width), (rows, columns) = input.shape[-2:], _pair(output_size)
     boxes = boxes.detach().float()
@@ -49,19 +45,12 @@ def roi_align(
 
 
 def _axis_weights(low: torch.Tensor, size: torch.Tensor, cells: int, length: int, sampling_ratio: int) -> torch.Tensor:
-    """What each of ``length`` pixels contributes to each cell along one axis.
+    """What each of ``length`` pixels contributes to each cell along one axis, float32 (R, cells, length).
 
-    Args:
-        low, size: (R,) start and extent of each region, in pixels whose centres are integers.
-
-    Returns:
-        float32 (R, cells, length)
+    `low` and `size` are the (R,) starts and extents of the regions, in pixels whose centres are integers.
     """
     cell_size = size / cells
-    if sampling_ratio > 0:
-        samples = torch.full_like(size, sampling_ratio)
-    else:
-        samples = cell_size.ceil().clamp(min=0)
+    samples = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else cell_size.ceil().clamp(min=0)
     most = max(int(samples.max()), 1) if len(samples) else 1
 
     step = torch.arange(most, device=low.device)
@@ -71,10 +60,9 @@ def _axis_weights(low: torch.Tensor, size: torch.Tensor, cells: int, length: int
     used = (step < samples[:, None])[:, None] & (position >= -1) & (position <= length)
 
     position = position.clamp(0, length - 1)
-    before = position.floor()
+    before = position.long()
     share = position - before
     scale = used / samples.clamp(min=1)[:, None, None]
-    before = before.long()
     after = (before + 1).clamp(max=length - 1)
     weights = low.new_zeros(len(low), cells, length)
     weights.scatter_add_(2, before, (1 - share) * scale)
@@ -87,17 +75,10 @@ class ROIAlign(nn.Module):
 
     def __init__(self, output_size, spatial_scale, sampling_ratio, aligned=True):
         super().__init__()
-        self.output_size = output_size
-        self.spatial_scale = spatial_scale
-        self.sampling_ratio = sampling_ratio
-        self.aligned = aligned
+        self.output_size, self.spatial_scale = output_size, spatial_scale
+        self.sampling_ratio, self.aligned = sampling_ratio, aligned
 
     def forward(self, input, rois):
-        """
-        Args:
-            input: (N, C, H, W).
-            rois: (R, 5) index into the batch, x0 y0 x1 y1.
-        """
         assert rois.dim() == 2 and rois.shape[1] == 5, f"rois are (R, 5), the image's index first, not {rois.shape}."
         return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
 

@@ -10,26 +10,13 @@ ConvTranspose2d = torch.nn.ConvTranspose2d
 Linear = torch.nn.Linear
 interpolate = F.interpolate
 
-__all__ = [
-    "BatchNorm2d", "Conv2d", "ConvTranspose2d", "Linear", "cat", "check_if_dynamo_compiling", "cross_entropy",
-    "disable_torch_compiler", "empty_input_loss_func_wrapper", "interpolate", "move_device_like", "nonzero_tuple",
-    "shapes_to_tensor",
-]
-
 
 class Conv2d(torch.nn.Conv2d):
-    """``torch.nn.Conv2d`` followed by an optional normalisation and an optional activation."""
+    """``torch.nn.Conv2d`` followed by an optional module `norm` and an optional callable `activation`."""
 
     def __init__(self, *args, norm=None, activation=None, **kwargs):
-        """
-        Args:
-            norm (nn.Module or None): applied after the convolution.
-            activation (callable or None): applied last.
-            args, kwargs: as for ``torch.nn.Conv2d``.
-        """
         super().__init__(*args, **kwargs)
-        self.norm = norm
-        self.activation = activation
+        self.norm, self.activation = norm, activation
 
     def forward(self, x):
         x = self._conv_forward(x, self.weight, self.bias)

@@ -4,8 +4,6 @@ from torch.nn import functional as F
 
 from detectron2.structures import Boxes, Instances, ROIMasks
 
-__all__ = ["detector_postprocess", "sem_seg_postprocess"]
-
 
 def detector_postprocess(results: Instances, output_height: int, output_width: int, mask_threshold: float = 0.5):
     """Scales boxes, masks and keypoints of one image to (output_height, output_width).
@@ -14,12 +12,9 @@ def detector_postprocess(results: Instances, output_height: int, output_width: i
     scaled too**; its other fields stay.
 
     Args:
-        results: predictions for an image of results.image_size; `pred_masks` are (N, 1, M, M) or ROIMasks, inside
-            their boxes. Instead of pred_boxes there may be proposal_boxes.
+        results: with pred_boxes or proposal_boxes for an image of results.image_size; `pred_masks` are (N, 1, M, M) or
+            ROIMasks, inside their boxes, and become bool (n, output_height, output_width).
         mask_threshold: masks are where the pasted probability is at least this.
-
-    Returns:
-        Instances of the new size, pred_masks bool (n, output_height, output_width).
     """
     if isinstance(output_width, torch.Tensor):  # traced sizes are tensors, and no tuple of ints can hold them
         size = torch.stack([output_height, output_width])

@@ -84,11 +84,9 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         model, base_lr=solver.BASE_LR, weight_decay_norm=solver.WEIGHT_DECAY_NORM, bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
-    options = dict(
-        lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, weight_decay=solver.WEIGHT_DECAY,
-        foreach=True,
-    )
-    return maybe_add_gradient_clipping(cfg, torch.optim.SGD(params, **options))
+    sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
+    momentum = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
+    return sgd(params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, foreach=True, **momentum)
 
 
 def get_default_optimizer_params(
@@ -102,11 +100,8 @@ def get_default_optimizer_params(
     Frozen parameters are left out; a shared one is taken once. What is None is left to the optimizer's defaults.
 
     Args:
-        base_lr: learning rate of every parameter.
-        weight_decay: of every parameter.
-        weight_decay_norm: of the parameters that normalisation modules own.
-        bias_lr_factor: multiplies base_lr for parameters called "bias".
-        weight_decay_bias: for parameters called "bias"; wins over weight_decay_norm.
+        weight_decay_norm: weight decay of the parameters that normalisation modules own.
+        bias_lr_factor, weight_decay_bias: for parameters called "bias"; win over weight_decay_norm.
         lr_factor_func: full parameter name -> factor of its learning rate.
         overrides: {last part of the name: {hyperparameter: value}}; wins over all above.
 
@@ -180,14 +175,10 @@ class _Clamped(ParamScheduler):
 def _multi_step(solver: CfgNode) -> ParamScheduler:
     steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]
     if len(steps) < len(solver.STEPS):
-        logging.getLogger(__name__).warning(
-            "SOLVER.STEPS %s contains values larger than SOLVER.MAX_ITER %d: these are ignored", tuple(solver.STEPS),
-            solver.MAX_ITER,
-        )
-    return MultiStepParamScheduler(
-        values=[solver.GAMMA**passed for passed in range(len(steps) + 1)], milestones=steps,
-        num_updates=solver.MAX_ITER,
-    )
+        message = "SOLVER.STEPS %s contains values larger than SOLVER.MAX_ITER %d: these are ignored"
+        logging.getLogger(__name__).warning(message, tuple(solver.STEPS), solver.MAX_ITER)
+    values = [solver.GAMMA**passed for passed in range(len(steps) + 1)]
+    return MultiStepParamScheduler(values, milestones=steps, num_updates=solver.MAX_ITER)
 
 
 def _cosine(solver: CfgNode) -> ParamScheduler:
@@ -197,16 +188,12 @@ def _cosine(solver: CfgNode) -> ParamScheduler:
 
 
 def _fixed_gamma(solver: CfgNode) -> ParamScheduler:
-    scheduler = StepWithFixedGammaParamScheduler(
-        base_value=1.0, gamma=solver.GAMMA, num_decays=solver.NUM_DECAYS, num_updates=solver.MAX_ITER
-    )
+    scheduler = StepWithFixedGammaParamScheduler(1.0, solver.NUM_DECAYS, solver.GAMMA, solver.MAX_ITER)
     return _Clamped(scheduler, solver.MAX_ITER)
 
 
 _SCHEDULES = {
-    "WarmupMultiStepLR": _multi_step,
-    "WarmupCosineLR": _cosine,
-    "WarmupStepWithFixedGammaLR": _fixed_gamma,
+    "WarmupMultiStepLR": _multi_step, "WarmupCosineLR": _cosine, "WarmupStepWithFixedGammaLR": _fixed_gamma,
 }
 
 

@@ -13,12 +13,10 @@ WarmupMultiStepLR = refused_class("WarmupMultiStepLR", __name__, LRScheduler)  #
 WarmupCosineLR = refused_class("WarmupCosineLR", __name__, LRScheduler)
 
 class WarmupParamScheduler(CompositeParamScheduler):
-    """`scheduler` with a warm-up before it.
+    """`scheduler` after a warm-up over `warmup_length`, 0..1, of the training.
 
     Args:
-        scheduler: what comes after the warm-up.
         warmup_factor: the warm-up starts at this factor times scheduler(0).
-        warmup_length: share of training spent warming up, 0..1.
         warmup_method: "linear" grows to the scheduler's value at the end of the warm-up, "constant" stays.
         rescale_interval: False lets the scheduler's time run during the warm-up, True starts it afterwards.
     """
@@ -42,14 +40,9 @@ class WarmupParamScheduler(CompositeParamScheduler):
 
 
 class LRMultiplier(LRScheduler):
-    """Multiplies every group's initial learning rate by `multiplier(iteration / max_iter)`.
+    """Multiplies every group's initial learning rate by `multiplier`, an fvcore ParamScheduler over `max_iter` steps.
 
     The state dict holds only `base_lrs` and `last_epoch`, so a run may resume with another schedule.
-
-    Args:
-        multiplier: an fvcore ParamScheduler.
-        max_iter: number of iterations that `multiplier` spans.
-        last_iter: the iteration done last; -1 at the start.
     """
 
     def __init__(
@@ -57,8 +50,7 @@ class LRMultiplier(LRScheduler):
     ):
         if not isinstance(multiplier, ParamScheduler):
             raise ValueError(f"multiplier must be an fvcore ParamScheduler, got {multiplier!r}")
-        self._multiplier = multiplier
-        self._max_iter = max_iter
+        self._multiplier, self._max_iter = multiplier, max_iter
         super().__init__(optimizer, last_epoch=last_iter)
 
     def state_dict(self):

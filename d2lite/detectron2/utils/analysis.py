@@ -7,10 +7,8 @@ from torch import nn
 
 from detectron2._lite import refused
 
-__all__ = [
-    "activation_count_operators", "flop_count_operators", "parameter_count_table", "parameter_count",
-    "FlopCountAnalysis",
-]
+__all__ = ["activation_count_operators", "flop_count_operators", "parameter_count_table", "parameter_count"]
+
 
 FLOPS_MODE = "flops"
 ACTIVATIONS_MODE = "activations"
@@ -30,21 +28,14 @@ activation_count_operators = refused("activation_count_operators", __name__)
 
 
 def find_unused_parameters(model: nn.Module, inputs: typing.Any) -> list[str]:
-    """Names of the parameters that get no gradient in one training step.
+    """Names of the parameters that get no gradient in one training step on ``inputs``, an argument or a tuple of them.
 
-    Args:
-        model: returns its losses, a tensor or a dict of tensors, when called in training mode.
-        inputs: the model's argument, or a tuple of arguments.
+    The model returns its losses, a tensor or a dict of tensors.
     """
     assert model.training, "Unused parameters show in a training step: call model.train() first."
-    for parameter in model.parameters():
-        parameter.grad = None
+    model.zero_grad(set_to_none=True)
     losses = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-    if isinstance(losses, dict):
-        losses = sum(losses.values())
-    losses.backward()
-
+    (sum(losses.values()) if isinstance(losses, dict) else losses).backward()
     unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    for parameter in model.parameters():
-        parameter.grad = None
+    model.zero_grad(set_to_none=True)
     return unused

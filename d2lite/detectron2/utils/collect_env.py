@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-__all__ = ["collect_env_info"]
-
 _LIBRARIES = ("torchvision", "fvcore", "iopath", "yacs", "omegaconf", "PIL", "cv2", "pycocotools", "scipy")
 
 
@@ -58,7 +56,6 @@ def collect_env_info() -> str:
 
 
 def main() -> None:
-    """What ``python -m detectron2.utils.collect_env`` prints."""
     print(collect_env_info())
 
 

@@ -6,8 +6,6 @@ import random
 
 import numpy as np
 
-__all__ = ["colormap", "random_color", "random_colors"]
-
 _GOLDEN_RATIO = 0.618033988749895
 
 

@@ -33,17 +33,11 @@ def is_main_process() -> bool:
 
 @functools.lru_cache(maxsize=None)
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Make one group of processes for each machine. Every process calls this once, after ``init_process_group``.
-
-    Args:
-        num_workers_per_machine: the same on all machines; the world size is a multiple of it.
-    """
+    """Make one group of processes for each machine; every process calls this once, after ``init_process_group``."""
     global _LOCAL_PROCESS_GROUP
     assert _LOCAL_PROCESS_GROUP is None, "The groups of the machines exist already."
     world = get_world_size()
-    assert world % num_workers_per_machine == 0, (
-        f"{world} processes do not divide into machines of {num_workers_per_machine}."
-    )
+    assert world % num_workers_per_machine == 0, f"{world} processes are no machines of {num_workers_per_machine}."
     own_machine = get_rank() // num_workers_per_machine
     for machine in range(world // num_workers_per_machine):
         first = machine * num_workers_per_machine
@@ -85,52 +79,36 @@ def _get_global_gloo_group():
 
 
 def all_gather(data, group=None):
-    """Collect a picklable object from every process of ``group`` (default: all).
-
-    Returns:
-        list: the objects in the order of ranks.
-    """
+    """A list of the picklable objects of every process of ``group`` (default: all), by rank."""
     if get_world_size() == 1:
         return [data]
-    group = _get_global_gloo_group() if group is None else group
+    group = group or _get_global_gloo_group()
     collected = [None] * dist.get_world_size(group)
     dist.all_gather_object(collected, data, group=group)
     return collected
 
 
 def gather(data, dst=0, group=None):
-    """Collect a picklable object from every process of ``group`` (default: all) in process ``dst``.
-
-    Returns:
-        list: the objects in the order of ranks in process ``dst``, empty in the others.
-    """
+    """As :func:`all_gather` in process ``dst``; an empty list in the others."""
     if get_world_size() == 1:
         return [data]
-    group = _get_global_gloo_group() if group is None else group
+    group = group or _get_global_gloo_group()
     if dist.get_world_size(group) == 1:
         return [data]
-    receiving = dist.get_rank() == dst
-    collected = [None] * dist.get_world_size(group) if receiving else None
+    collected = [None] * dist.get_world_size(group) if dist.get_rank() == dst else None
     dist.gather_object(data, collected, dst=dst, group=group)
-    return collected if receiving else []
+    return collected or []
 
 
 def shared_random_seed():
-    """A random int below 2**31 on which all processes agree; every process must call this together.
-
-    It comes from numpy's global generator, so that a seeded run stays reproducible.
-    """
+    """A random int below 2**31 on which all processes agree, from numpy's global generator; all must call this."""
     return all_gather(np.random.randint(2**31))[0]
 
 
 def reduce_dict(input_dict, average=True):
-    """Sum (or average) the scalar tensors of a dict over all processes.
+    """The sum (or average) of the scalar tensors of a dict over all processes, in process 0; others get no result.
 
-    Args:
-        input_dict (dict[str, Tensor]): the same keys in every process, tensors of one shape.
-
-    Returns:
-        dict[str, Tensor]: the result in process 0; the others hold unspecified values.
+    All processes have the same keys, and tensors of one shape.
     """
     world = get_world_size()
     if world == 1:

@@ -10,8 +10,6 @@ from datetime import datetime
 import numpy as np
 import torch
 
-__all__ = ["seed_all_rng"]
-
 TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 DOC_BUILDING = os.getenv("_DOC_BUILDING", "") not in ("", "0")
 _ENV_SETUP_DONE = False
@@ -52,10 +50,9 @@ def setup_environment():
 
 def setup_custom_environment(custom_module):
     """Import a module, by dotted name or by the path of a ``.py`` file, and call its ``setup_environment()``."""
-    if custom_module.endswith(".py"):
-        module = _import_file("detectron2.utils.env.custom_module", custom_module)
-    else:
-        module = importlib.import_module(custom_module)
+    is_file = custom_module.endswith(".py")
+    name = "detectron2.utils.env.custom_module"
+    module = _import_file(name, custom_module) if is_file else importlib.import_module(custom_module)
     setup = getattr(module, "setup_environment", None)
     assert callable(setup), f"{custom_module} (from DETECTRON2_ENV_MODULE) has no function setup_environment()."
     setup()
@@ -64,9 +61,7 @@ def setup_custom_environment(custom_module):
 def fixup_module_metadata(module_name, namespace, keys=None):
     """Let the objects in ``namespace`` claim ``module_name`` as their module, as documentation generators want it.
 
-    Args:
-        namespace: usually ``globals()`` of a package that re-exports.
-        keys: the names to treat; default all that do not begin with an underscore.
+    ``keys`` are the names to treat, by default all that do not begin with an underscore.
     """
     for key in namespace.keys() if keys is None else keys:
         if not key.startswith("_"):

@@ -4,6 +4,7 @@ Code anywhere below a training loop calls `get_event_storage().put_scalar(...)`;
 """
 import contextlib
 import datetime
+import itertools
 import json
 import logging
 import math
@@ -16,11 +17,6 @@ import torch
 from fvcore.common.history_buffer import HistoryBuffer
 
 from detectron2.utils.file_io import PathManager
-
-__all__ = [
-    "EventStorage", "get_event_storage", "has_event_storage", "EventWriter", "JSONWriter", "TensorboardXWriter",
-    "CommonMetricPrinter",
-]
 
 _CURRENT_STORAGE_STACK = []
 
@@ -37,20 +33,13 @@ def has_event_storage():
 
 
 class EventStorage:
-    """History of every named scalar, plus the images and histograms that no writer has taken yet.
+    """History of every named scalar from `start_iter` on, and images and histograms that no writer has taken yet."""
 
-    Args:
-        start_iter: the iteration the run begins with.
-    """
 
     def __init__(self, start_iter=0):
-        self._iter = start_iter
-        self._current_prefix = ""
-        self._history = defaultdict(HistoryBuffer)
-        self._latest_scalars = {}
-        self._smoothing_hints = {}
-        self._vis_data = []
-        self._histograms = []
+        self._iter, self._current_prefix = start_iter, ""
+        self._history, self._latest_scalars, self._smoothing_hints = defaultdict(HistoryBuffer), {}, {}
+        self._vis_data, self._histograms = [], []
 
     def __enter__(self):
         _CURRENT_STORAGE_STACK.append(self)
@@ -72,7 +61,6 @@ class EventStorage:
     iteration = iter
 
     def step(self):
-        """Moves on to the next iteration."""
         self._iter += 1
 
     @contextlib.contextmanager
@@ -85,12 +73,10 @@ class EventStorage:
             self._current_prefix = outer
 
     def put_scalar(self, name, value, smoothing_hint=True, cur_iter=None):
-        """Stores one number.
+        """Stores one number, of iteration `cur_iter`, by default the current one.
 
-        Args:
-            smoothing_hint: False for numbers whose last value counts (a learning rate, a metric). A name keeps the
-                hint of its first use, else AssertionError.
-            cur_iter: the iteration the value belongs to; None is the current one.
+        `smoothing_hint` is False for numbers whose last value counts (a learning rate, a metric); a name keeps the hint
+        of its first use, else AssertionError.
         """
         name = self._current_prefix + name
         value = float(value)
@@ -113,28 +99,19 @@ class EventStorage:
     def put_histogram(self, hist_name, hist_tensor, bins=1000):
         """Keeps the histogram of all elements of a tensor, in TensorBoard's raw form, until a writer takes it."""
         low, high = float(hist_tensor.min()), float(hist_tensor.max())
-        counts = torch.histc(hist_tensor, bins=bins)
-        edges = torch.linspace(low, high, steps=bins + 1)
+        limits = torch.linspace(low, high, steps=bins + 1)[1:].tolist()
         self._histograms.append(
             {
-                "tag": hist_name,
-                "global_step": self._iter,
-                "num": len(hist_tensor),
-                "min": low,
-                "max": high,
-                "sum": float(hist_tensor.sum()),
-                "sum_squares": float((hist_tensor**2).sum()),
-                "bucket_limits": edges[1:].tolist(),
-                "bucket_counts": counts.tolist(),
+                "tag": hist_name, "global_step": self._iter, "num": len(hist_tensor), "min": low, "max": high,
+                "sum": float(hist_tensor.sum()), "sum_squares": float((hist_tensor**2).sum()),
+                "bucket_limits": limits, "bucket_counts": torch.histc(hist_tensor, bins=bins).tolist(),
             }
         )
 
     def clear_images(self):
-        """Forgets the stored images."""
         self._vis_data = []
 
     def clear_histograms(self):
-        """Forgets the stored histograms."""
         self._histograms = []
 
     def history(self, name):
@@ -157,15 +134,9 @@ class EventStorage:
 
     def count_samples(self, name, window_size=20):
         """How many values of a scalar were stored in the `window_size` iterations that end with its last one."""
-        if name not in self._history:
-            return 0
-        values = self._history[name].values()
-        newest, count = values[-1][1], 0
-        for _, iteration in reversed(values):
-            if newest - iteration >= window_size:
-                break
-            count += 1
-        return count
+        values = self._history[name].values() if name in self._history else []
+        recent = itertools.takewhile(lambda entry: entry[1] > values[-1][1] - window_size, reversed(values))
+        return sum(1 for _ in recent)
 
     def latest_with_smoothing_hint(self, window_size=20):
         """Like latest(), but hinted scalars give the median over the last `window_size` iterations."""
@@ -191,8 +162,7 @@ class _LatestScalarsWriter(EventWriter):
     """Remembers up to which iteration scalars have been written, so that none is written twice."""
 
     def __init__(self, window_size):
-        self._window_size = window_size
-        self._last_write = -1
+        self._window_size, self._last_write = window_size, -1
 
     def _unwritten(self):
         """Yields (iteration, name, value) of scalars newer than the last call."""
@@ -207,11 +177,7 @@ class _LatestScalarsWriter(EventWriter):
 class JSONWriter(_LatestScalarsWriter):
     """Appends one JSON object a line, `{"iteration": 19, "loss": 0.5, ...}`, for every iteration that has new scalars.
 
-    A number that is not finite is written as null: NaN is no JSON.
-
-    Args:
-        json_file: path to append to.
-        window_size: iterations that smoothing takes the median over.
+    A number that is not finite is written as null: NaN is no JSON. Smoothing: medians over `window_size` iterations.
     """
 
     def __init__(self, json_file, window_size=20):
@@ -233,12 +199,9 @@ class JSONWriter(_LatestScalarsWriter):
 
 
 class TensorboardXWriter(_LatestScalarsWriter):
-    """Writes scalars, images and histograms for TensorBoard.
+    """Writes scalars, images and histograms for TensorBoard to the folder `log_dir`.
 
-    Args:
-        log_dir: folder of the event files.
-        window_size: iterations that smoothing takes the median over.
-        kwargs: further arguments of torch.utils.tensorboard.SummaryWriter.
+    Smoothing takes medians over `window_size` iterations; `kwargs` go to torch.utils.tensorboard.SummaryWriter.
     """
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs):
@@ -263,8 +226,7 @@ class TensorboardXWriter(_LatestScalarsWriter):
             self._writer.add_image(name, image, iteration)
         for histogram in storage._histograms:
             self._writer.add_histogram_raw(**histogram)
-        # With several writers only one may take images and histograms; this is the one that can show them.
-        storage.clear_images()
+        storage.clear_images()  # with several writers only the one that can show them takes them
         storage.clear_histograms()
 
     def close(self):
@@ -282,8 +244,7 @@ class CommonMetricPrinter(EventWriter):
 
     def __init__(self, max_iter: Optional[int] = None, window_size: int = 20):
         self.logger = logging.getLogger("detectron2.utils.events")
-        self._max_iter = max_iter
-        self._window_size = window_size
+        self._max_iter, self._window_size = max_iter, window_size
         self._last_write = None  # (iteration, clock) of the line before, for loops that do not measure "time"
 
     def write(self):
@@ -292,26 +253,21 @@ class CommonMetricPrinter(EventWriter):
             return  # training is over: what is left belongs to the final evaluation
         eta = self._get_eta(storage)
         names = list(storage.histories())
-        lr = f"{storage.history('lr').latest():.5g}" if "lr" in names else "N/A"
-        self.logger.info(
-            (f" eta: {eta}  " if eta else " ")
-            + f"iter: {storage.iter}  "
-            + self._medians(storage, [name for name in names if "loss" in name])
-            + "  "
-            + self._medians(storage, [name for name in names if "[metric]" in name])
-            + "  "
-            + self._times(storage, "time", lambda history, window: history.global_avg())
-            + self._times(storage, "data_time", lambda history, window: history.avg(window))
-            + f" lr: {lr}  "
-            + (f"max_mem: {torch.cuda.max_memory_allocated() / 2**20:.0f}M" if torch.cuda.is_available() else "")
-        )
+        parts = [
+            f" eta: {eta}  " if eta else " ",
+            f"iter: {storage.iter}  ",
+            self._medians(storage, [name for name in names if "loss" in name]) + "  ",
+            self._medians(storage, [name for name in names if "[metric]" in name]) + "  ",
+            self._times(storage, "time", lambda history, window: history.global_avg()),
+            self._times(storage, "data_time", lambda history, window: history.avg(window)),
+            f" lr: {storage.history('lr').latest():.5g}  " if "lr" in names else " lr: N/A  ",
+            f"max_mem: {torch.cuda.max_memory_allocated() / 2**20:.0f}M" if torch.cuda.is_available() else "",
+        ]
+        self.logger.info("".join(parts))
 
     def _medians(self, storage, names):
-        parts = []
-        for name in names:
-            median = storage.history(name).median(storage.count_samples(name, self._window_size))
-            parts.append(f"{name}: {median:.4g}")
-        return "  ".join(parts)
+        sizes = {name: storage.count_samples(name, self._window_size) for name in names}
+        return "  ".join(f"{name}: {storage.history(name).median(size):.4g}" for name, size in sizes.items())
 
     def _times(self, storage, name, average):
         if name not in storage.histories():

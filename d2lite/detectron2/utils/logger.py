@@ -14,8 +14,6 @@ from termcolor import colored
 
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["setup_logger", "log_first_n", "log_every_n", "log_every_n_seconds"]
-
 D2_LOG_BUFFER_SIZE_KEY: str = "D2_LOG_BUFFER_SIZE"
 DEFAULT_LOG_BUFFER_SIZE: int = 1024 * 1024
 
@@ -51,11 +49,9 @@ def setup_logger(
     Args:
         output: a file ending in ``.txt`` or ``.log``, or a folder that gets ``log.txt``; None writes no file.
         distributed_rank: rank 0 writes to stdout and ``output``, rank r > 0 only to ``output.rank<r>``.
-        color: colours on the terminal.
-        name: the logger's name.
         abbrev_name: what the terminal shows for ``name``; "d2" for "detectron2".
         enable_propagation: also hand records to the root logger.
-        configure_stdout: whether to write to stdout at all.
+        configure_stdout: whether to write to stdout at all, if wanted in ``color``.
     """
     logger = logging.getLogger(name)
     logger.setLevel(logging.DEBUG)
@@ -111,12 +107,9 @@ _LOG_TIMER = {}
 
 
 def log_first_n(lvl, msg, n=1, *, name=None, key="caller"):
-    """Log only the first ``n`` times.
+    """Log only the first ``n`` times, counting by ``key``: "caller" (the line of code), "message", or a tuple of both.
 
-    Args:
-        lvl, msg: as for ``logging.log``.
-        name: the logger; default the caller's module.
-        key: what counts as the same: "caller" (the line of code), "message", or a tuple of both.
+    ``name`` is the logger, by default the caller's module.
     """
     module, place = _find_caller()
     keys = (key,) if isinstance(key, str) else tuple(key)
@@ -147,10 +140,8 @@ def log_every_n_seconds(lvl, msg, n=1, *, name=None):
 
 def create_small_table(small_dict):
     """A dict of a few numbers as a table of one row."""
-    return tabulate(
-        [tuple(small_dict.values())], headers=list(small_dict), tablefmt="pipe", floatfmt=".3f", stralign="center",
-        numalign="center",
-    )
+    rows, headers = [tuple(small_dict.values())], list(small_dict)
+    return tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f", stralign="center", numalign="center")
 
 
 def _log_api_usage(identifier: str):

@@ -5,8 +5,6 @@ from functools import wraps
 
 import torch
 
-__all__ = ["retry_if_cuda_oom"]
-
 
 @contextmanager
 def _ignore_torch_cuda_oom():

@@ -11,13 +11,16 @@ from detectron2._lite import refused
 from detectron2.config import LazyConfig
 from detectron2.structures import Boxes, Instances, ROIMasks
 
-convert_scripted_instances = refused("convert_scripted_instances", __name__)
-get_model_no_weights = refused("get_model_no_weights", __name__)
-get_sample_coco_image = refused("get_sample_coco_image", __name__)
-has_dynamic_axes = refused("has_dynamic_axes", __name__)
-register_custom_op_onnx_export = refused("register_custom_op_onnx_export", __name__)
-skipIfUnsupportedMinOpsetVersion = refused("skipIfUnsupportedMinOpsetVersion", __name__)
-unregister_custom_op_onnx_export = refused("unregister_custom_op_onnx_export", __name__)
+convert_scripted_instances, get_model_no_weights, get_sample_coco_image, has_dynamic_axes = (
+    refused(name, __name__)
+    for name in ("convert_scripted_instances", "get_model_no_weights", "get_sample_coco_image", "has_dynamic_axes")
+)
+register_custom_op_onnx_export, unregister_custom_op_onnx_export, skipIfUnsupportedMinOpsetVersion = (
+    refused(name, __name__)
+    for name in (
+        "register_custom_op_onnx_export", "unregister_custom_op_onnx_export", "skipIfUnsupportedMinOpsetVersion",
+    )
+)
 
 
 def random_boxes(num_boxes, max_coord=100, device="cpu"):
@@ -29,13 +32,8 @@ def random_boxes(num_boxes, max_coord=100, device="cpu"):
 def assert_instances_allclose(input: Instances, other: Instances, *, rtol=1e-5, msg="", size_as_tensor=False):
     """AssertionError unless two Instances have the same size and fields, and fields that are close.
 
-    Args:
-        rtol: relative tolerance; the absolute one is this times the largest value of `other`'s field.
-        msg: begins the message of a failure.
-        size_as_tensor: the image sizes may be tensors.
-
-    Raises:
-        ValueError: a field is neither Boxes, ROIMasks nor a tensor.
+    The absolute tolerance is `rtol` times the largest value of `other`'s field. `size_as_tensor`: sizes may be tensors.
+    ValueError for a field that is neither Boxes, ROIMasks nor a tensor.
     """
     msg = f"{msg}: " if msg else ""
     sizes = input.image_size, other.image_size
@@ -50,12 +48,9 @@ def assert_instances_allclose(input: Instances, other: Instances, *, rtol=1e-5, 
         elif not isinstance(first, torch.Tensor):
             raise ValueError(f"fields of {type(first)}, such as {name}, cannot be compared")
         assert first.shape == second.shape, f"{msg}{name} has shapes {tuple(first.shape)} and {tuple(second.shape)}"
-        if first.numel() == 0:
-            continue
-        if first.is_floating_point():
+        close = torch.equal(first, second)
+        if first.is_floating_point() and first.numel():
             close = torch.allclose(first, second, rtol=rtol, atol=rtol * float(second.abs().max()))
-        else:
-            close = torch.equal(first, second)
         assert close, f"{msg}{name} differs: {first} and {second}"
 
 

@@ -8,18 +8,11 @@ import torch
 
 
 class GenericMask:
-    """A mask as polygons and as a bitmap, whichever it was made from.
-
-    Args:
-        mask_or_polygons: (H, W) array, a list of (2 n,) polygons, or COCO's RLE, compressed or not.
-        height, width: of the image.
-    """
+    """A mask of an image, made from an (H, W) array, a list of (2 n,) polygons, or COCO's RLE; gives all but the RLE."""
 
     def __init__(self, mask_or_polygons, height: int, width: int):
-        self.height = height
-        self.width = width
-        self._mask: np.ndarray | None = None
-        self._polygons: list[np.ndarray] | None = None
+        self.height, self.width = height, width
+        self._mask, self._polygons, self._has_holes = None, None, None
         self._has_holes: bool | None = None
 
         if isinstance(mask_or_polygons, dict):
@@ -95,29 +88,20 @@ class _PanopticPrediction:
     def __init__(self, panoptic_seg: torch.Tensor, segments_info: list[dict] | None, metadata=None):
         self._seg = np.asarray(panoptic_seg)
         ids, areas = np.unique(self._seg, return_counts=True)
-        self._area = dict(zip(ids.tolist(), areas.tolist()))
+        self._by_area = ids[np.argsort(-areas, kind="stable")].tolist()
         if segments_info is None:
-            segments_info = self._infer(ids.tolist(), metadata)
+            assert metadata is not None, "Without segments_info, metadata with a label_divisor are needed."
+            things = metadata.thing_dataset_id_to_contiguous_id.values()
+            classes = {i: i // metadata.label_divisor for i in ids.tolist() if i >= 0}
+            segments_info = [{"id": i, "category_id": c, "isthing": c in things} for i, c in classes.items()]
         self._info = {segment["id"]: segment for segment in segments_info}
-
-    @staticmethod
-    def _infer(ids: list[int], metadata) -> list[dict]:
-        assert metadata is not None, "Without segments_info, metadata with a label_divisor are needed."
-        things = metadata.thing_dataset_id_to_contiguous_id.values()
-        segments = []
-        for segment_id in ids:
-            if segment_id >= 0:
-                category = segment_id // metadata.label_divisor
-                segments.append({"id": segment_id, "category_id": int(category), "isthing": category in things})
-        return segments
 
     def non_empty_mask(self) -> np.ndarray:
         """(H, W) bool, False where no segment is."""
         return np.isin(self._seg, list(self._info))
 
     def _masks(self, things: bool):
-        by_area = sorted(self._area, key=self._area.get, reverse=True)
-        for segment_id in by_area:
+        for segment_id in self._by_area:
             info = self._info.get(segment_id)
             if info is not None and bool(info["isthing"]) == things:
                 yield self._seg == segment_id, info

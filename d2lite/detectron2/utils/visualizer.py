@@ -27,12 +27,9 @@ from detectron2.utils.file_io import PathManager
 from .colormap import random_color
 from .vis_masks import GenericMask, _PanopticPrediction
 
-__all__ = ["ColorMode", "VisImage", "Visualizer"]
-
 _SMALL_OBJECT_AREA_THRESH = 1000  # pixels; below it the label goes beside the box
 _LARGE_MASK_AREA_THRESH = 120000  # pixels; above it every connected part of a mask gets a label
 _OFF_WHITE = (1.0, 1.0, 240.0 / 255)
-_BLACK = (0, 0, 0)
 _RED = (1.0, 0, 0)
 _KEYPOINT_THRESHOLD = 0.05
 
@@ -41,12 +38,14 @@ _KEYPOINT_THRESHOLD = 0.05
 class ColorMode(Enum):
     """How instances are coloured."""
 
-    IMAGE = 0
-    """Every instance a random colour, little opaque."""
-    SEGMENTATION = 1
-    """Instances of a class similar colours, after the metadata's thing_colors, quite opaque."""
-    IMAGE_BW = 2
-    """As IMAGE, and everything that belongs to no instance grey."""
+    IMAGE = 0  # every instance a random colour, little opaque
+    SEGMENTATION = 1  # instances of a class similar colours, after the metadata's thing_colors, quite opaque
+    IMAGE_BW = 2  # as IMAGE, and everything that belongs to no instance grey
+
+
+def _unit(color):
+    """A colour of the metadata, 0..255, in [0, 1]."""
+    return [value / 255 for value in color]
 
 
 def _create_text_labels(classes, scores, class_names, is_crowd=None) -> list[str] | None:
@@ -63,20 +62,11 @@ def _create_text_labels(classes, scores, class_names, is_crowd=None) -> list[str
 
 
 class VisImage:
-    """An image that is drawn on.
-
-    Args:
-        img: (H, W, 3) RGB in 0..255.
-        scale: of the output, int(scale * W) x int(scale * H).
-    """
+    """An image (H, W, 3), RGB in 0..255, that is drawn on; the output is int(scale * W) x int(scale * H)."""
 
     def __init__(self, img: np.ndarray, scale: float = 1.0):
-        self.img = img
         self.scale = scale
         self.height, self.width = img.shape[:2]
-        self._setup_figure(img)
-
-    def _setup_figure(self, img: np.ndarray) -> None:
         self.fig = mplfigure.Figure(frameon=False)
         self.dpi = self.fig.get_dpi()
         pixels = np.array([int(self.width * self.scale), int(self.height * self.scale)])
@@ -119,11 +109,7 @@ class Visualizer:
 
     Args:
         img_rgb: (H, W, 3) RGB in 0..255.
-        metadata: with thing_classes, thing_colors, stuff_classes, stuff_colors, keypoint_names,
-            keypoint_connection_rules; whatever is missing is done without.
-        scale: of the output.
-        instance_mode: a ColorMode.
-        font_size_scale: of the labels.
+        metadata: its classes, colours and keypoint names; whatever is missing is done without.
     """
 
     def __init__(self, img_rgb, metadata=None, scale=1.0, instance_mode=ColorMode.IMAGE, font_size_scale=1.0):
@@ -143,16 +129,15 @@ class Visualizer:
         colors = self.metadata.get("thing_colors")
         if not colors:
             return None
-        of_class = [[value / 255 for value in colors[i]] for i in classes]
+        of_class = [_unit(colors[i]) for i in classes]
         return [self._jitter(color) for color in of_class] if jittering else of_class
 
     def draw_instance_predictions(self, predictions, jittering: bool = True) -> VisImage:
-        """Draw what a detector gives.
+        """Draw what a detector gives; `jittering` varies the colours of instances of a class in SEGMENTATION mode.
 
         Args:
             predictions: Instances on the CPU with any of pred_boxes, pred_classes, scores, pred_masks (N, H, W),
                 pred_keypoints (N, K, 3).
-            jittering: in SEGMENTATION mode, vary the colours of instances of a class.
         """
 
         def field(name: str):
@@ -161,9 +146,6 @@ class Visualizer:
         classes = field("pred_classes")
         classes = None if classes is None else classes.tolist()
         masks = field("pred_masks")
-        generic = None
-        if masks is not None:
-            generic = [GenericMask(mask, self.output.height, self.output.width) for mask in np.asarray(masks)]
 
         colors, alpha = None, 0.5
         if self._instance_mode == ColorMode.SEGMENTATION and classes is not None and self.metadata.get("thing_colors"):
@@ -173,28 +155,22 @@ class Visualizer:
             self.output.reset_image(self._create_grayscale_image(covered))
             alpha = 0.3
         return self.overlay_instances(
-            boxes=field("pred_boxes"), masks=generic, keypoints=field("pred_keypoints"),
+            boxes=field("pred_boxes"), masks=masks, keypoints=field("pred_keypoints"),
             labels=_create_text_labels(classes, field("scores"), self.metadata.get("thing_classes")),
             assigned_colors=colors, alpha=alpha,
         )
 
     def draw_sem_seg(self, sem_seg, area_threshold=None, alpha=0.8, draw_text=True, edge_color=_OFF_WHITE) -> VisImage:
-        """Draw a label map.
-
-        Args:
-            sem_seg: (H, W) tensor or array; labels past the metadata's stuff_classes are left out.
-            area_threshold: parts with fewer pixels are left out.
-        """
+        """Draw a label map (H, W) without the labels that stuff_classes lacks and parts below area_threshold pixels."""
         sem_seg = np.asarray(sem_seg)
         names, colors = self.metadata.stuff_classes, self.metadata.get("stuff_colors")
         labels, areas = np.unique(sem_seg, return_counts=True)
         for label in labels[np.argsort(-areas)]:
             if not 0 <= label < len(names):
                 continue
-            color = None if colors is None else [value / 255 for value in colors[label]]
-            text = names[label] if draw_text else None
             self.draw_binary_mask(
-                sem_seg == label, color, edge_color=edge_color, text=text, alpha=alpha, area_threshold=area_threshold
+                sem_seg == label, None if colors is None else _unit(colors[label]), edge_color=edge_color,
+                text=names[label] if draw_text else None, alpha=alpha, area_threshold=area_threshold,
             )
         return self.output
 
@@ -214,22 +190,20 @@ class Visualizer:
         for mask, info in prediction.semantic_masks():
             category = info["category_id"]
             self.draw_binary_mask(
-                mask, None if stuff_colors is None else [value / 255 for value in stuff_colors[category]],
-                edge_color=_OFF_WHITE, text=self.metadata.stuff_classes[category], alpha=alpha,
-                area_threshold=area_threshold,
+                mask, None if stuff_colors is None else _unit(stuff_colors[category]), edge_color=_OFF_WHITE,
+                text=self.metadata.stuff_classes[category], alpha=alpha, area_threshold=area_threshold,
             )
 
         things = list(prediction.instance_masks())
         if not things:
             return self.output
-        infos = [info for _, info in things]
+        masks, infos = zip(*things)
         classes = [info["category_id"] for info in infos]
         scores = [info["score"] for info in infos] if all("score" in info for info in infos) else None
-        labels = _create_text_labels(
-            classes, scores, self.metadata.thing_classes, [info.get("iscrowd", 0) for info in infos]
-        )
+        crowd = [info.get("iscrowd", 0) for info in infos]
+        labels = _create_text_labels(classes, scores, self.metadata.thing_classes, crowd)
         return self.overlay_instances(
-            masks=[mask for mask, _ in things], labels=labels, assigned_colors=self._class_colors(classes), alpha=alpha
+            masks=masks, labels=labels, assigned_colors=self._class_colors(classes), alpha=alpha
         )
 
     draw_panoptic_seg_predictions = draw_panoptic_seg  # the name of before 2021
@@ -238,39 +212,32 @@ class Visualizer:
         """Draw the annotations of a record in Detectron2's format: instances, semantic and panoptic labels."""
         annotations = dic.get("annotations")
         if annotations:
-            classes = [annotation["category_id"] for annotation in annotations]
-            boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+            classes, crowd = zip(*((a["category_id"], a.get("iscrowd", 0)) for a in annotations))
+            masks, keypoints = (
+                [a[key] for a in annotations] if key in annotations[0] else None for key in ("segmentation", "keypoints")
+            )
             self.overlay_instances(
-                labels=_create_text_labels(
-                    classes, None, self.metadata.get("thing_classes"),
-                    [annotation.get("iscrowd", 0) for annotation in annotations],
-                ),
-                boxes=boxes,
-                masks=[a["segmentation"] for a in annotations] if "segmentation" in annotations[0] else None,
-                keypoints=np.array([a["keypoints"] for a in annotations]).reshape(len(annotations), -1, 3)
-                if "keypoints" in annotations[0]
-                else None,
+                labels=_create_text_labels(classes, None, self.metadata.get("thing_classes"), crowd),
+                boxes=[BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations],
+                masks=masks,
+                keypoints=None if keypoints is None else np.array(keypoints).reshape(len(annotations), -1, 3),
                 assigned_colors=self._class_colors(classes) if self._instance_mode == ColorMode.SEGMENTATION else None,
             )
 
-        sem_seg = dic.get("sem_seg")
-        if sem_seg is None and "sem_seg_file_name" in dic:
-            sem_seg = self._read(dic["sem_seg_file_name"])
+        def labels_of(kind: str):
+            if dic.get(kind) is not None or f"{kind}_file_name" not in dic:
+                return dic.get(kind)
+            with PathManager.open(dic[f"{kind}_file_name"], "rb") as f:
+                return np.asarray(Image.open(f))
+
+        sem_seg, pan_seg = labels_of("sem_seg"), labels_of("pan_seg")
         if sem_seg is not None:
             self.draw_sem_seg(sem_seg, area_threshold=0, alpha=0.5)
-
-        pan_seg = dic.get("pan_seg")
-        if pan_seg is None and "pan_seg_file_name" in dic:
-            # panopticapi's PNG: an id is R + 256 G + 65536 B.
-            pan_seg = self._read(dic["pan_seg_file_name"]).astype(np.int64) @ np.array([1, 256, 65536])
         if pan_seg is not None:
+            if pan_seg.ndim == 3:  # panopticapi's PNG: an id is R + 256 G + 65536 B
+                pan_seg = pan_seg.astype(np.int64) @ np.array([1, 256, 65536])
             self.draw_panoptic_seg(pan_seg, dic["segments_info"], area_threshold=0, alpha=0.5)
         return self.output
-
-    @staticmethod
-    def _read(file_name: str) -> np.ndarray:
-        with PathManager.open(file_name, "rb") as f:
-            return np.asarray(Image.open(f))
 
     def overlay_instances(
         self, *, boxes=None, labels=None, masks=None, keypoints=None, assigned_colors=None, alpha=0.5
@@ -279,11 +246,9 @@ class Visualizer:
 
         Args:
             boxes: Boxes, or (N, 4) absolute x0, y0, x1, y1.
-            labels: N texts.
-            masks: BitMasks, PolygonMasks, or a list of N of what GenericMask takes.
+            masks: BitMasks, PolygonMasks, (N, H, W), or a list of N of what GenericMask takes; `alpha` is their opacity.
             keypoints: Keypoints, or (N, K, 3) of x, y, score (or visibility).
-            assigned_colors: N colours; None: random ones.
-            alpha: opacity of masks.
+            labels, assigned_colors: N texts and N colours; None writes none, and colours at random.
         """
         boxes = None if boxes is None else self._convert_boxes(boxes)
         masks = None if masks is None else self._convert_masks(masks)
@@ -367,9 +332,6 @@ class Visualizer:
 
     # Primitives -------------------------------------------------------------------------------------------------
 
-    def _line_width(self) -> float:
-        return max(self._default_font_size / 4, 1) * self.output.scale
-
     def draw_text(
         self, text, position, *, font_size=None, color="g", horizontal_alignment="center", rotation=0
     ) -> VisImage:
@@ -388,11 +350,9 @@ class Visualizer:
     def draw_box(self, box_coord, alpha=0.5, edge_color="g", line_style="-") -> VisImage:
         """The outline of a box x0, y0, x1, y1."""
         x0, y0, x1, y1 = box_coord
+        outline = {"edgecolor": edge_color, "linewidth": max(self._default_font_size / 4, 1) * self.output.scale}
         self.output.ax.add_patch(
-            Rectangle(
-                (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge_color, linewidth=self._line_width(), alpha=alpha,
-                linestyle=line_style,
-            )
+            Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, alpha=alpha, linestyle=line_style, **outline)
         )
         return self.output
 
@@ -419,12 +379,9 @@ class Visualizer:
     def draw_binary_mask(
         self, binary_mask, color=None, *, edge_color=None, text=None, alpha=0.5, area_threshold=10
     ) -> VisImage:
-        """A mask (H, W), outlined where it has no holes.
+        """A mask (H, W) in a random colour by default, outlined where it has no holes, with `text` written into it.
 
-        Args:
-            color: None: a random one. edge_color: None: that of the mask, darker.
-            text: written into the mask.
-            area_threshold: parts of fewer pixels are left out.
+        Parts of less than `area_threshold` pixels are left out.
         """
         color = mplc.to_rgb(random_color(rgb=True, maximum=1) if color is None else color)
         binary_mask = np.asarray(binary_mask).astype(np.uint8)
@@ -454,15 +411,11 @@ class Visualizer:
 
     def draw_polygon(self, segment, color, edge_color=None, alpha=0.5) -> VisImage:
         """A filled polygon (n, 2) with an outline."""
-        if edge_color is None:
-            # On an opaque face only another colour shows.
+        if edge_color is None:  # on an opaque face only another colour shows
             edge_color = self._change_color_brightness(color, brightness_factor=-0.7) if alpha > 0.8 else color
-        self.output.ax.add_patch(
-            Polygon(
-                segment, fill=True, facecolor=(*mplc.to_rgb(color), alpha), edgecolor=(*mplc.to_rgb(edge_color), 1),
-                linewidth=max(self._default_font_size // 15 * self.output.scale, 1),
-            )
-        )
+        width = max(self._default_font_size // 15 * self.output.scale, 1)
+        face, edge = (*mplc.to_rgb(color), alpha), (*mplc.to_rgb(edge_color), 1)
+        self.output.ax.add_patch(Polygon(segment, fill=True, facecolor=face, edgecolor=edge, linewidth=width))
         return self.output
 
     # Colours and conversions ------------------------------------------------------------------------------------

@@ -6,8 +6,6 @@ from torch import nn
 
 from detectron2.layers import ShapeSpec
 
-__all__ = ["Backbone"]
-
 
 class Backbone(nn.Module, metaclass=ABCMeta):
     """A module from images (N, C, H, W) to {name: feature map}.

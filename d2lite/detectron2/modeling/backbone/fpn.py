@@ -10,16 +10,12 @@ from detectron2.modeling.backbone.backbone import Backbone
 from detectron2.modeling.backbone.build import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
 
-__all__ = ["build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone", "FPN"]
-
 
 class FPN(Backbone):
     """Features of one width at all strides of `bottom_up`, named p<log2 of the stride>.
 
     Args:
-        bottom_up: the Backbone below.
-        in_features: its features to use, fine to coarse; each stride twice the one before.
-        out_channels: width.
+        in_features: those of the Backbone `bottom_up` to use, fine to coarse; each stride twice the one before.
         norm: of all convolutions, as get_norm takes it; they have a bias if it is "".
         top_block: makes further, coarser levels; has `in_feature` and `num_levels`.
         fuse_type: "sum" or "avg" of the lateral and the upsampled feature.
@@ -39,28 +35,21 @@ class FPN(Backbone):
         self._levels = [int(math.log2(stride)) for stride in strides]
         for level, name in zip(self._levels, in_features):
             lateral = self._conv(shapes[name].channels, out_channels, 1, norm)
-            output = self._conv(out_channels, out_channels, 3, norm)
             self.add_module(f"fpn_lateral{level}", lateral)
-            self.add_module(f"fpn_output{level}", output)
-        self.top_block = top_block
-        self.in_features = tuple(in_features)
-        self.bottom_up = bottom_up
+            self.add_module(f"fpn_output{level}", self._conv(out_channels, out_channels, 3, norm))
+        self.top_block, self.in_features, self.bottom_up = top_block, tuple(in_features), bottom_up
 
         extra = [] if top_block is None else range(self._levels[-1] + 1, self._levels[-1] + 1 + top_block.num_levels)
         levels = [*self._levels, *extra]
         self._out_features = [f"p{level}" for level in levels]
         self._out_feature_strides = {f"p{level}": 2**level for level in levels}
         self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
-        self._size_divisibility = strides[-1]
-        self._square_pad = square_pad
-        self._fuse_type = fuse_type
+        self._size_divisibility, self._square_pad, self._fuse_type = strides[-1], square_pad, fuse_type
 
     @staticmethod
-    def _conv(in_channels, out_channels, kernel_size, norm):
-        conv = Conv2d(
-            in_channels, out_channels, kernel_size=kernel_size, padding=kernel_size // 2, bias=norm == "",
-            norm=get_norm(norm, out_channels),
-        )
+    def _conv(in_channels, out_channels, size, norm):
+        options = {"padding": size // 2, "bias": norm == "", "norm": get_norm(norm, out_channels)}
+        conv = Conv2d(in_channels, out_channels, kernel_size=size, **options)
         weight_init.c2_xavier_fill(conv)
         return conv
 
@@ -120,9 +109,10 @@ class LastLevelP6P7(nn.Module):
 
 
 def _fpn(cfg, bottom_up, top_block):
+    options = cfg.MODEL.FPN
     return FPN(
-        bottom_up=bottom_up, in_features=cfg.MODEL.FPN.IN_FEATURES, out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM, top_block=top_block, fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        bottom_up, options.IN_FEATURES, options.OUT_CHANNELS, norm=options.NORM, top_block=top_block,
+        fuse_type=options.FUSE_TYPE,
     )
 
 

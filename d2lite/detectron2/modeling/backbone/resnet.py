@@ -8,21 +8,10 @@ from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from detectron2.modeling.backbone.backbone import Backbone
 from detectron2.modeling.backbone.build import BACKBONE_REGISTRY
 
-__all__ = [
-    "ResNetBlockBase", "BasicBlock", "BottleneckBlock", "DeformBottleneckBlock", "BasicStem", "ResNet",
-    "make_stage", "build_resnet_backbone",
-]
-
 ResNetBlockBase = CNNBlockBase
 DeformBottleneckBlock = refused_class("DeformBottleneckBlock", __name__, CNNBlockBase)
 
-_BLOCKS_PER_STAGE = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-}
+_BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 def _conv(in_channels, out_channels, kernel_size, norm, stride=1, dilation=1, groups=1):
@@ -40,12 +29,8 @@ class _ResidualBlock(CNNBlockBase):
 
     def __init__(self, in_channels, out_channels, stride, norm):
         super().__init__(in_channels, out_channels, stride)
-        self.shortcut = None
-        if in_channels != out_channels:
-            self.shortcut = _conv(in_channels, out_channels, 1, norm, stride=stride)
-
-    def residual(self, x):
-        raise NotImplementedError
+        changes = in_channels != out_channels
+        self.shortcut = _conv(in_channels, out_channels, 1, norm, stride=stride) if changes else None
 
     def forward(self, x):
         shortcut = x if self.shortcut is None else self.shortcut(x)
@@ -65,13 +50,9 @@ class BasicBlock(_ResidualBlock):
 
 
 class BottleneckBlock(_ResidualBlock):
-    """1x1, 3x3, 1x1 convolutions (ResNet-50 and deeper).
+    """1x1, 3x3, 1x1 convolutions (ResNet-50 and deeper); more than one group in the 3x3 is ResNeXt.
 
-    Args:
-        bottleneck_channels: width of the 3x3 convolution.
-        num_groups: its groups (more than 1 is ResNeXt).
-        stride_in_1x1: the stride is at the first convolution (MSRA's weights) instead of the 3x3 (torchvision's).
-        dilation: of the 3x3 convolution.
+    `stride_in_1x1`: the stride is at the first convolution (MSRA's weights) instead of the 3x3 (torchvision's).
     """
 
     def __init__(
@@ -86,9 +67,7 @@ class BottleneckBlock(_ResidualBlock):
         self.conv3 = _conv(width, out_channels, 1, norm)
 
     def residual(self, x):
-        x = F.relu_(self.conv1(x))
-        x = F.relu_(self.conv2(x))
-        return self.conv3(x)
+        return self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x)))))
 
 
 class BasicStem(CNNBlockBase):
@@ -107,8 +86,6 @@ class ResNet(Backbone):
     """A stem and stages of blocks named res2, res3, ...
 
     Args:
-        stem: module with a `stride` and `out_channels`.
-        stages: lists of CNNBlockBase, one list a stage.
         num_classes: adds a classifier; its scores (N, num_classes) are the feature "linear".
         out_features: names among "stem", "res2", ..., "linear" to return; None is the last one. Stages after the
             last of them are not built.
@@ -173,11 +150,9 @@ class ResNet(Backbone):
 
     def output_shape(self):
         """{name: ShapeSpec} of the feature maps; the classifier's scores are none."""
-        return {
-            name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
-            for name in self._out_features
-            if name in self._out_feature_channels
-        }
+        channels, strides = self._out_feature_channels, self._out_feature_strides
+        maps = [name for name in self._out_features if name in channels]
+        return {name: ShapeSpec(channels=channels[name], stride=strides[name]) for name in maps}
 
     def freeze(self, freeze_at=0):
         """Freezes the stem (1) and the stages up to res_k (k >= 2); their BatchNorm becomes FrozenBatchNorm."""
@@ -195,17 +170,15 @@ class ResNet(Backbone):
 
         `kwargs` go to every block; one named `<argument>_per_block` is a list with a value for each.
         """
-        for name in [name for name in kwargs if name.endswith("_per_block")]:
-            assert len(kwargs[name]) == num_blocks, f"{name} needs {num_blocks} values, has {len(kwargs[name])}"
-            single = name[: -len("_per_block")]
-            assert single not in kwargs, f"give {name} or {single}, not both"
+        suffix = "_per_block"
+        lists = {name.removesuffix(suffix): value for name, value in kwargs.items() if name.endswith(suffix)}
+        for name, values in lists.items():
+            assert len(values) == num_blocks, f"{name + suffix} needs {num_blocks} values, has {len(values)}"
+            assert name not in kwargs, f"give {name + suffix} or {name}, not both"
+        shared = {name: value for name, value in kwargs.items() if not name.endswith(suffix)}
         blocks = []
-        for index in range(num_blocks):
-            options = {}
-            for name, value in kwargs.items():
-                if name.endswith("_per_block"):
-                    name, value = name[: -len("_per_block")], value[index]
-                options[name] = value
+        for values in zip(*lists.values()) if lists else [()] * num_blocks:
+            options = {**shared, **dict(zip(lists, values))}
             blocks.append(block_class(in_channels=in_channels, out_channels=out_channels, **options))
             in_channels = out_channels
         return blocks
@@ -216,19 +189,13 @@ class ResNet(Backbone):
         shallow = depth < 50
         if block_class is None:
             block_class = BasicBlock if shallow else BottleneckBlock
-        ins, outs = ((64, 64, 128, 256), (64, 128, 256, 512)) if shallow else (
-            (64, 256, 512, 1024), (256, 512, 1024, 2048)
-        )
+        widths = (64, 128, 256, 512) if shallow else (256, 512, 1024, 2048)
         stages = []
-        for num_blocks, stride, in_channels, out_channels in zip(_BLOCKS_PER_STAGE[depth], (1, 2, 2, 2), ins, outs):
+        for num_blocks, stride, inputs, width in zip(_BLOCKS_PER_STAGE[depth], (1, 2, 2, 2), (64, *widths), widths):
             if not shallow:
-                kwargs["bottleneck_channels"] = out_channels // 4
-            stages.append(
-                ResNet.make_stage(
-                    block_class, num_blocks, stride_per_block=[stride] + [1] * (num_blocks - 1),
-                    in_channels=in_channels, out_channels=out_channels, **kwargs,
-                )
-            )
+                kwargs["bottleneck_channels"] = width // 4
+            kwargs.update(in_channels=inputs, out_channels=width, stride_per_block=[stride] + [1] * (num_blocks - 1))
+            stages.append(ResNet.make_stage(block_class, num_blocks, **kwargs))
         return stages
 
 
@@ -245,27 +212,25 @@ def build_resnet_backbone(cfg, input_shape):
         _check_shallow(options)
     out_channels, in_channels = options.RES2_OUT_CHANNELS, options.STEM_OUT_CHANNELS
     width = options.NUM_GROUPS * options.WIDTH_PER_GROUP
+    stem = BasicStem(in_channels=input_shape.channels, out_channels=options.STEM_OUT_CHANNELS, norm=norm)
+    # Stages that no output needs are never built: a res5 alone costs more memory than the three before it.
+    last = max([number - 1 for number in range(2, 6) if f"res{number}" in options.OUT_FEATURES], default=0)
     stages = []
-    for index, num_blocks in enumerate(_BLOCKS_PER_STAGE[depth]):
+    for index, num_blocks in enumerate(_BLOCKS_PER_STAGE[depth][:last]):
         dilation = options.RES5_DILATION if index == 3 else 1
         stride = 1 if index == 0 or dilation == 2 else 2
-        blocks = {"stride_per_block": [stride] + [1] * (num_blocks - 1), "norm": norm}
         block_class = BasicBlock
+        blocks = dict(norm=norm, in_channels=in_channels, out_channels=out_channels)
         if depth not in (18, 34):
             block_class = DeformBottleneckBlock if options.DEFORM_ON_PER_STAGE[index] else BottleneckBlock
             blocks.update(
                 bottleneck_channels=width, stride_in_1x1=options.STRIDE_IN_1X1, dilation=dilation,
                 num_groups=options.NUM_GROUPS,
             )
-        stages.append((block_class, num_blocks, dict(blocks, in_channels=in_channels, out_channels=out_channels)))
+        strides = [stride] + [1] * (num_blocks - 1)
+        stages.append(ResNet.make_stage(block_class, num_blocks, stride_per_block=strides, **blocks))
         in_channels, out_channels, width = out_channels, out_channels * 2, width * 2
-
-    # Stages that no output needs are never built: a res5 alone costs more memory than the three before it.
-    names = ("res2", "res3", "res4", "res5")
-    last = max((position for position, name in enumerate(names, start=1) if name in options.OUT_FEATURES), default=0)
-    stem = BasicStem(in_channels=input_shape.channels, out_channels=options.STEM_OUT_CHANNELS, norm=norm)
-    built = [ResNet.make_stage(block_class, count, **blocks) for block_class, count, blocks in stages[:last]]
-    return ResNet(stem, built, out_features=options.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+    return ResNet(stem, stages, out_features=options.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
 
 
 def _check_shallow(options):

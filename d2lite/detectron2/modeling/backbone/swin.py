@@ -8,8 +8,6 @@ from torch import nn
 
 from detectron2.modeling.backbone.backbone import Backbone
 
-__all__ = ["SwinTransformer"]
-
 # Added to the logits between places that are no neighbours in the image; the value that the weights were trained with.
 _SEPARATED = -100.0
 
@@ -69,22 +67,14 @@ def _relative_position_index(height, width):
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention within windows, with a learned bias for each relative position.
+    """Multi-head self-attention within windows (height, width), with a learned bias for each relative position.
 
-    Args:
-        dim: channels.
-        window_size: (height, width).
-        num_heads: heads.
-        qkv_bias: whether q, k and v have a bias.
-        qk_scale: factor of the logits; None is 1 / sqrt(channels of a head).
-        attn_drop, proj_drop: dropout of the weights and of the output.
+    `qk_scale` is the factor of the logits; None is 1 / sqrt(channels of a head).
     """
 
     def __init__(self, dim, window_size, num_heads, qkv_bias=True, qk_scale=None, attn_drop=0.0, proj_drop=0.0):
         super().__init__()
-        self.dim = dim
-        self.window_size = window_size
-        self.num_heads = num_heads
+        self.dim, self.window_size, self.num_heads = dim, window_size, num_heads
         self.scale = qk_scale or (dim // num_heads) ** -0.5
         height, width = window_size
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * height - 1) * (2 * width - 1), num_heads))
@@ -118,10 +108,7 @@ class SwinTransformerBlock(nn.Module):
     ):
         super().__init__()
         assert 0 <= shift_size < window_size, f"the shift {shift_size} must be smaller than the window {window_size}"
-        self.dim = dim
-        self.num_heads = num_heads
-        self.window_size = window_size
-        self.shift_size = shift_size
+        self.dim, self.num_heads, self.window_size, self.shift_size = dim, num_heads, window_size, shift_size
         self.norm1 = norm_layer(dim)
         self.attn = WindowAttention(
             dim, (window_size, window_size), num_heads, qkv_bias, qk_scale, attn_drop=attn_drop, proj_drop=drop
@@ -189,18 +176,14 @@ class BasicLayer(nn.Module):
         attn_drop=0.0, drop_path=0.0, norm_layer=nn.LayerNorm, downsample=None, use_checkpoint=False,
     ):
         super().__init__()
-        self.window_size = window_size
-        self.shift_size = window_size // 2
-        self.depth = depth
-        self.use_checkpoint = use_checkpoint
+        self.window_size, self.shift_size = window_size, window_size // 2
+        self.depth, self.use_checkpoint = depth, use_checkpoint
+        options = (mlp_ratio, qkv_bias, qk_scale, drop, attn_drop)
+        rates = drop_path if isinstance(drop_path, (list, tuple)) else [drop_path] * depth
+        shifts = [self.shift_size if index % 2 else 0 for index in range(depth)]
         self.blocks = nn.ModuleList(
-            SwinTransformerBlock(
-                dim, num_heads, window_size, shift_size=self.shift_size if index % 2 else 0, mlp_ratio=mlp_ratio,
-                qkv_bias=qkv_bias, qk_scale=qk_scale, drop=drop, attn_drop=attn_drop,
-                drop_path=drop_path[index] if isinstance(drop_path, (list, tuple)) else drop_path,
-                norm_layer=norm_layer,
-            )
-            for index in range(depth)
+            SwinTransformerBlock(dim, num_heads, window_size, shift, *options, drop_path=rate, norm_layer=norm_layer)
+            for shift, rate in zip(shifts, rates)
         )
         self.downsample = None if downsample is None else downsample(dim=dim, norm_layer=norm_layer)
 
@@ -236,14 +219,12 @@ class SwinTransformer(Backbone):
 
     Args:
         pretrain_img_size: side of the square images that `absolute_pos_embed` was trained on, pixels.
-        patch_size, in_chans, embed_dim: of the patch embedding.
         depths, num_heads: blocks and heads of each stage.
         window_size: side of the windows, in places.
         mlp_ratio: hidden width of the MLPs over the channels.
         qkv_bias, qk_scale, attn_drop_rate: of the attention.
         drop_rate: dropout after the embedding, the attention and in the MLPs.
         drop_path_rate: the last block's stochastic depth; it grows linearly from 0.
-        norm_layer: norm class.
         ape: adds a learned absolute position embedding, interpolated to the image.
         patch_norm: norm after the patch embedding.
         out_indices: stages whose normed outputs are returned.
@@ -258,13 +239,9 @@ class SwinTransformer(Backbone):
         out_indices=(0, 1, 2, 3), frozen_stages=-1, use_checkpoint=False,
     ):
         super().__init__()
-        self.pretrain_img_size = pretrain_img_size
-        self.num_layers = len(depths)
-        self.embed_dim = embed_dim
-        self.ape = ape
-        self.patch_norm = patch_norm
-        self.out_indices = out_indices
-        self.frozen_stages = frozen_stages
+        self.pretrain_img_size, self.num_layers, self.embed_dim = pretrain_img_size, len(depths), embed_dim
+        self.ape, self.patch_norm = ape, patch_norm
+        self.out_indices, self.frozen_stages = out_indices, frozen_stages
 
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, norm_layer if patch_norm else None)
         if ape:
@@ -275,15 +252,17 @@ class SwinTransformer(Backbone):
 
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
         self.num_features = [embed_dim * 2**stage for stage in range(self.num_layers)]
+        options = dict(
+            window_size=window_size, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, qk_scale=qk_scale, drop=drop_rate,
+            attn_drop=attn_drop_rate, norm_layer=norm_layer, use_checkpoint=use_checkpoint,
+        )
         self.layers = nn.ModuleList()
         for stage, depth in enumerate(depths):
+            drop_path = rates[sum(depths[:stage]) : sum(depths[: stage + 1])]
+            downsample = PatchMerging if stage < self.num_layers - 1 else None
+            channels, heads = self.num_features[stage], num_heads[stage]
             self.layers.append(
-                BasicLayer(
-                    dim=self.num_features[stage], depth=depth, num_heads=num_heads[stage], window_size=window_size,
-                    mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, qk_scale=qk_scale, drop=drop_rate, attn_drop=attn_drop_rate,
-                    drop_path=rates[sum(depths[:stage]) : sum(depths[: stage + 1])], norm_layer=norm_layer,
-                    downsample=PatchMerging if stage < self.num_layers - 1 else None, use_checkpoint=use_checkpoint,
-                )
+                BasicLayer(channels, depth, heads, drop_path=drop_path, downsample=downsample, **options)
             )
         for stage in out_indices:
             self.add_module(f"norm{stage}", norm_layer(self.num_features[stage]))

@@ -4,26 +4,20 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class WarmupPolyLR(LRScheduler):
-    """``base_lr * warm-up * (1 - iteration / max_iters) ** power``, as DeepLab trains."""
+    """``base_lr * warm-up * (1 - iteration / max_iters) ** power``, as DeepLab trains.
+
+    The warm-up is ``warmup_factor`` at first and 1 after ``warmup_iters``; after it the rate does not fall below
+    ``constant_ending`` times the base rate. ``warmup_method`` is "linear" or "constant".
+    """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, max_iters: int, warmup_factor: float = 0.001, warmup_iters: int = 1000,
         warmup_method: str = "linear", last_epoch: int = -1, power: float = 0.9, constant_ending: float = 0.0,
     ):
-        """
-        Args:
-            warmup_factor, warmup_iters: the factor that the rate starts with, and how long it takes to become 1.
-            warmup_method: "linear" or "constant".
-            constant_ending: after the warm-up, the fraction of the base rate below which it does not fall.
-        """
         if warmup_method not in ("linear", "constant"):
             raise ValueError(f"warmup_method is 'linear' or 'constant', not {warmup_method!r}.")
-        self.max_iters = max_iters
-        self.warmup_factor = warmup_factor
-        self.warmup_iters = warmup_iters
-        self.warmup_method = warmup_method
-        self.power = power
-        self.constant_ending = constant_ending
+        self.max_iters, self.power, self.constant_ending = max_iters, power, constant_ending
+        self.warmup_factor, self.warmup_iters, self.warmup_method = warmup_factor, warmup_iters, warmup_method
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:

@@ -7,32 +7,20 @@ from fvcore.transforms.transform import Transform
 
 
 class ColorAugSSDTransform(Transform):
-    """Change brightness, contrast, saturation and hue, each with probability 1/2.
+    """Change brightness, contrast, saturation and hue, each with probability 1/2, in an RGB or BGR image.
 
-    It draws anew, from Python's global generator, each time it is applied to an image.
+    At most brightness_delta is added to or taken from all values, hue_delta steps of 2 degrees from the hue; contrast
+    and saturation are ranges of factors. It draws anew, from Python's global generator, each time it is applied.
     """
 
     def __init__(
         self, img_format, brightness_delta=32, contrast_low=0.5, contrast_high=1.5, saturation_low=0.5,
         saturation_high=1.5, hue_delta=18,
     ):
-        """
-        Args:
-            img_format: "RGB" or "BGR".
-            brightness_delta: at most so much is added to or taken from all values.
-            contrast_low, contrast_high: the range of the factor on all values.
-            saturation_low, saturation_high: the range of the factor on the saturation.
-            hue_delta: at most so much is added to or taken from the hue, in steps of 2 degrees.
-        """
         super().__init__()
         assert img_format in ("BGR", "RGB"), f"img_format is 'BGR' or 'RGB', not {img_format!r}."
         self.is_rgb = img_format == "RGB"
-        self.brightness_delta = brightness_delta
-        self.contrast_low = contrast_low
-        self.contrast_high = contrast_high
-        self.saturation_low = saturation_low
-        self.saturation_high = saturation_high
-        self.hue_delta = hue_delta
+        self._set_attributes(locals())
 
     def apply_coords(self, coords):
         return coords

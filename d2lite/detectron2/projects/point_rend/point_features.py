@@ -12,15 +12,10 @@ sample_point_labels = refused("sample_point_labels", __name__)
 
 
 def point_sample(input, point_coords, **kwargs):
-    """Read feature maps at points, bilinearly; 0 beyond the border.
+    """Read feature maps (N, C, H, W) at points, bilinearly; 0 beyond the border.
 
-    Args:
-        input: (N, C, H, W).
-        point_coords: (N, P, 2) or (N, H_grid, W_grid, 2).
-        kwargs: for ``torch.nn.functional.grid_sample``; detectors pass ``align_corners=False``.
-
-    Returns:
-        (N, C, P) or (N, C, H_grid, W_grid)
+    Points (N, P, 2) give (N, C, P), points (N, H_grid, W_grid, 2) give (N, C, H_grid, W_grid). `kwargs` are for
+    ``torch.nn.functional.grid_sample``; detectors pass ``align_corners=False``.
     """
     if point_coords.dim() == 3:
         return F.grid_sample(input, 2 * point_coords[:, :, None] - 1, **kwargs).squeeze(3)
@@ -35,12 +30,8 @@ def get_uncertain_point_coords_with_randomness(
     Args:
         coarse_logits: (N, C, H, W).
         uncertainty_func: (N, C, P) logits -> (N, 1, P), larger where less certain.
-        num_points: the number P of points.
-        oversample_ratio: how many times P are drawn first; at least 1.
-        importance_sample_ratio: the share of P that is chosen by uncertainty.
-
-    Returns:
-        (N, P, 2), the uncertain points first.
+        oversample_ratio: how many times `num_points` P are drawn first; at least 1.
+        importance_sample_ratio: the share of P that is chosen by uncertainty, in the (N, P, 2) result first.
     """
     assert oversample_ratio >= 1, f"oversample_ratio is at least 1, not {oversample_ratio}."
     assert 0 <= importance_sample_ratio <= 1, f"importance_sample_ratio lies in 0..1, not {importance_sample_ratio}."
