@@ -139,6 +139,13 @@ def _add_training(cfg: CN) -> None:
     node.OPTIMIZER = "ADAMW"  # or "SGD"
     node.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone relative to BASE_LR
     node.WEIGHT_DECAY_EMBED = 0.0
+    node.BETAS = [0.9, 0.999]  # of AdamW, as EPS
+    node.EPS = 1e-8
+    # LR_SCHEDULER_NAME may also be one of torch's that move once an epoch, which is TEST.EVAL_PERIOD iterations:
+    # "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "ReduceLROnPlateau" (by AP). Times are in epochs.
+    node.COSINE = CN({"T_MAX": 10})  # down to zero, then up again
+    node.RESTARTS = CN({"T_0": 2, "T_MULT": 2})  # length of the first descent, and of each compared with the one before
+    node.PLATEAU = CN({"FACTOR": 0.5, "PATIENCE": 2})  # the rate falls after more than PATIENCE evaluations without a gain
     node.ACCUMULATE = 1  # batches of IMS_PER_BATCH whose gradients are averaged into one step
     node.AMP.DTYPE = "float16"  # "float16" or "bfloat16"; acts with AMP.ENABLED
 

@@ -18,6 +18,7 @@ from detectron2.utils.events import TensorboardXWriter
 from lowrank_d2.engine import random_state
 from lowrank_d2.engine.evaluators import headline_ap
 from lowrank_d2.engine.interrupt import Interrupted
+from lowrank_d2.engine.schedules import PlateauLR
 from lowrank_d2.files import write_text
 from lowrank_d2.peft import save_delta
 
@@ -100,6 +101,8 @@ class Evaluation(HookBase):
         ap = comm.all_gather(headline_ap(trainer.results))[0]  # the main process alone has results
         if ap is not None:
             self._note(ap)
+            if isinstance(trainer.scheduler, PlateauLR):
+                trainer.scheduler.step(ap)
 
     def _note(self, ap: float) -> None:
         if ap > self._best:

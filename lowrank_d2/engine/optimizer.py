@@ -4,7 +4,9 @@ from typing import Dict, List, Tuple
 import torch
 from detectron2.config import CfgNode
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from lowrank_d2.engine import schedules
 from lowrank_d2.errors import ConfigError
 
 _NORMS = (
@@ -28,7 +30,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if solver.OPTIMIZER == "SGD":
         optimizer = torch.optim.SGD(groups, solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     else:
-        optimizer = torch.optim.AdamW(groups, solver.BASE_LR)
+        optimizer = torch.optim.AdamW(groups, solver.BASE_LR, betas=tuple(solver.BETAS), eps=solver.EPS)
     if solver.CLIP_GRADIENTS.ENABLED:
         node = solver.CLIP_GRADIENTS
         clip_type, value, norm_type = node.CLIP_TYPE, node.CLIP_VALUE, node.NORM_TYPE
@@ -44,9 +46,12 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> List[dict]:
     """Groups of equal learning rate and weight decay.
 
     The backbone learns at BACKBONE_MULTIPLIER. Norms decay by WEIGHT_DECAY_NORM, embeddings by WEIGHT_DECAY_EMBED,
-    Swin's position tables not at all, biases by WEIGHT_DECAY_BIAS where that is set, all else by WEIGHT_DECAY.
+    Swin's position tables and what the model's `no_weight_decay()` names not at all, biases by WEIGHT_DECAY_BIAS where
+    that is set, all else by WEIGHT_DECAY.
     """
     solver = cfg.SOLVER
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     groups: Dict[Tuple[float, float], List[nn.Parameter]] = {}
     seen = set()
     for module_name, module in model.named_modules():
@@ -64,7 +69,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> List[dict]:
                 decay = solver.WEIGHT_DECAY_NORM
             elif isinstance(module, nn.Embedding):
                 decay = solver.WEIGHT_DECAY_EMBED
-            elif name in _POSITION_TABLES:
+            elif name in _POSITION_TABLES or f"{module_name}.{name}".lstrip(".") in exempt:
                 decay = 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
@@ -82,7 +87,9 @@ def clip_gradients(parameters: List[nn.Parameter], clip_type: str, value: float,
 
 
 def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """Detectron2's schedules, and WarmupPolyLR of its DeepLab project."""
+    """Detectron2's schedules, WarmupPolyLR of its DeepLab project, and those of `schedules.NAMES`."""
+    if cfg.SOLVER.LR_SCHEDULER_NAME in schedules.NAMES:
+        return schedules.build_epoch_schedule(cfg, optimizer)
     if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupPolyLR":
         from detectron2.projects.deeplab import build_lr_scheduler
     else:

@@ -104,3 +104,25 @@ def test_schedules():
     assert poly == [round((1 - step / 10) ** 0.9, 4) for step in range(10)]
     with pytest.raises(ConfigError, match="LR_SCHEDULER_NAME"):
         curve("SOLVER.LR_SCHEDULER_NAME", "Linear")
+
+
+def test_a_model_may_name_what_does_not_decay():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.zeros(2))
+            self.layer = nn.Linear(2, 2)
+
+        def no_weight_decay(self):
+            return {"table", "layer.bias"}
+
+    cfg, model = load_config([], []), Named()
+    groups = {group["weight_decay"]: group["params"] for group in parameter_groups(cfg, model)}
+    assert [id(p) for p in groups[0.0]] == [id(model.table), id(model.layer.bias)]
+    assert [id(p) for p in groups[cfg.SOLVER.WEIGHT_DECAY]] == [id(model.layer.weight)]
+
+
+def test_adam_takes_its_betas_and_eps():
+    cfg = load_config([], ["SOLVER.BETAS", "[0.9, 0.98]", "SOLVER.EPS", "1e-6"])
+    (group,) = build_optimizer(cfg, nn.Linear(2, 2, bias=False)).param_groups
+    assert group["betas"] == (0.9, 0.98) and group["eps"] == 1e-6
