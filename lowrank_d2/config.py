@@ -125,6 +125,8 @@ def _add_input(cfg: CN) -> None:
     node.DATASET_MAPPER_NAME = "MaskDINO_semantic"
     node.IMAGE_SIZE = 1024  # side of the training canvas of the large-scale-jitter mappers
     node.CANVAS = []  # (height, width) of the canvas of "lowrank_instance"; []: IMAGE_SIZE squared
+    # Where images keep their own shape, both sides are rounded down to a multiple of this: the patches of YOLOS have 16 pixels.
+    node.SIZE_MULTIPLE = 1
     node.MIN_SCALE = 0.1  # scale jitter; at 1 the image just fits into the canvas
     node.MAX_SCALE = 2.0
     node.EXIF = "apply"  # "apply" turns images upright as their EXIF tag says, "ignore" takes the pixels as stored

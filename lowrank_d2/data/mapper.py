@@ -16,6 +16,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
 
 from lowrank_d2.data.image_files import EXIF_CHOICES, read_image
+from lowrank_d2.data.resize import ResizeToMultiple
 from lowrank_d2.data.segmentations import decode
 from lowrank_d2.errors import ConfigError, DataError, TrainingError
 
@@ -130,7 +131,7 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> tuple[list[T.Augmentati
     """
     node = cfg.INPUT
     if not is_train:
-        resize = T.ResizeShortestEdge(node.MIN_SIZE_TEST, node.MAX_SIZE_TEST, "choice")
+        resize = _resize(cfg, node.MIN_SIZE_TEST, node.MAX_SIZE_TEST, "choice")
         return [resize], (node.MAX_SIZE_TEST, node.MAX_SIZE_TEST) if node.MIN_SIZE_TEST else None
     name = node.DATASET_MAPPER_NAME
     if name not in _TRAINING:
@@ -178,7 +179,20 @@ def _detectron2(cfg: CfgNode) -> tuple[list[T.Augmentation], None]:
 
 def _resize_train(cfg: CfgNode) -> T.Augmentation:
     node = cfg.INPUT
-    return T.ResizeShortestEdge(node.MIN_SIZE_TRAIN, node.MAX_SIZE_TRAIN, node.MIN_SIZE_TRAIN_SAMPLING)
+    return _resize(cfg, node.MIN_SIZE_TRAIN, node.MAX_SIZE_TRAIN, node.MIN_SIZE_TRAIN_SAMPLING)
+
+
+def _resize(cfg: CfgNode, shorts: int | Sequence[int], longest: int, sampling: str) -> T.Augmentation:
+    multiple = cfg.INPUT.SIZE_MULTIPLE
+    shorts = (shorts,) if isinstance(shorts, int) else shorts
+    if multiple == 1 or not all(shorts):
+        return T.ResizeShortestEdge(shorts, longest, sampling)
+    if sampling != "choice" and len(shorts) > 1:
+        raise ConfigError(
+            f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {sampling!r}, but with INPUT.SIZE_MULTIPLE {multiple} sizes are chosen from "
+            "a list. Set it to 'choice'."
+        )
+    return ResizeToMultiple(shorts, longest, multiple)
 
 
 def _flip(cfg: CfgNode) -> list[T.Augmentation]:
