@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowrank_d2.layers.linear import Linear
 from lowrank_d2.layers.ms_deform_attn import ms_deform_attn
 
 
@@ -41,10 +42,10 @@ class SelfAttention(AttentionBlock):
     def __init__(self, *, embed_dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__(embed_dim=embed_dim, dropout=dropout)
         self.num_heads = num_heads
-        self.q_proj = nn.Linear(embed_dim, embed_dim)
-        self.k_proj = nn.Linear(embed_dim, embed_dim)
-        self.v_proj = nn.Linear(embed_dim, embed_dim)
-        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        self.q_proj = Linear(embed_dim, embed_dim)
+        self.k_proj = Linear(embed_dim, embed_dim)
+        self.v_proj = Linear(embed_dim, embed_dim)
+        self.out_proj = Linear(embed_dim, embed_dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -82,10 +83,10 @@ class DeformableAttention(AttentionBlock):
         super().__init__(embed_dim=embed_dim, dropout=dropout)
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         places = num_heads * num_levels * num_points
-        self.sampling_offsets = nn.Linear(embed_dim, 2 * places)
-        self.attention_weights = nn.Linear(embed_dim, places)
-        self.value_proj = nn.Linear(embed_dim, embed_dim)
-        self.output_proj = nn.Linear(embed_dim, embed_dim)
+        self.sampling_offsets = Linear(embed_dim, 2 * places)
+        self.attention_weights = Linear(embed_dim, places)
+        self.value_proj = Linear(embed_dim, embed_dim)
+        self.output_proj = Linear(embed_dim, embed_dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

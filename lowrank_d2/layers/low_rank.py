@@ -15,7 +15,8 @@ from typing import Iterator, Optional, Sequence
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
+
+from lowrank_d2.layers.linear import linear
 
 # The limits below were measured on one CPU thread for widths 256 to 1024 (docs/benchmarks/lowrank.md).
 _TOKENS_PER_WIDTH_TO_MERGE = 1.5  # from here on the skinny products lose against one dense merge
@@ -193,9 +194,9 @@ def _project(x: Tensor, weight: Tensor, bias: Optional[Tensor], update: Update, 
         bias = None if bias is None else bias.to(x.dtype)
         branch = update.branch(x, *factors)
         if branch is None:
-            return F.linear(x, update.merged(weight, *factors).to(x.dtype), bias)
+            return linear(x, update.merged(weight, *factors).to(x.dtype), bias)
         hidden, up, scale = branch
-        return F.linear(x, weight.to(x.dtype), bias).addmm_(hidden, up, alpha=scale)
+        return linear(x, weight.to(x.dtype), bias).addmm_(hidden, up, alpha=scale)
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -230,9 +231,9 @@ class _AdaptedLinear(torch.autograd.Function):
                 grad_bias = grad.sum(0).to(ctx.bias_dtype)
             if branch is not None:
                 hidden, down, scale = branch
-                grad_x = (grad @ weight.to(grad.dtype)).addmm_(hidden, down, alpha=scale)
+                grad_x = linear(grad, weight.to(grad.dtype).t()).addmm_(hidden, down, alpha=scale)
             elif need_x:
-                grad_x = grad @ merged.detach().to(grad.dtype)
+                grad_x = linear(grad, merged.detach().to(grad.dtype).t())
         return grad_x, grads[0], grad_bias, None, *grads[1:]
 
 

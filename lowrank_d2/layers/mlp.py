@@ -2,6 +2,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowrank_d2.layers.linear import Linear
+
 
 class MLP(nn.Module):
     """`num_layers` linear layers with ReLU between them."""
@@ -9,7 +11,7 @@ class MLP(nn.Module):
     def __init__(self, *, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
         super().__init__()
         sizes = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in zip(sizes, sizes[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., input_dim) -> (..., output_dim)."""
@@ -23,8 +25,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, *, embed_dim: int, hidden_dim: int, dropout: float = 0.0):
         super().__init__()
-        self.linear1 = nn.Linear(embed_dim, hidden_dim)
-        self.linear2 = nn.Linear(hidden_dim, embed_dim)
+        self.linear1 = Linear(embed_dim, hidden_dim)
+        self.linear2 = Linear(hidden_dim, embed_dim)
         self.norm = nn.LayerNorm(embed_dim)
         self.dropout = nn.Dropout(dropout)
         nn.init.xavier_uniform_(self.linear1.weight)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_d2.layers.boxes import inverse_sigmoid
+from lowrank_d2.layers.linear import Linear
 from lowrank_d2.layers.mlp import MLP
 from lowrank_d2.layers.position_encoding import cell_centers, encode_boxes
 from lowrank_d2.modeling.deformable_transformer import DecoderLayer
@@ -42,7 +43,7 @@ class QuerySelection(nn.Module):
     def __init__(self, *, embed_dim: int, num_queries: int):
         super().__init__()
         self.num_queries = num_queries
-        self.enc_output = nn.Linear(embed_dim, embed_dim)
+        self.enc_output = Linear(embed_dim, embed_dim)
         self.enc_output_norm = nn.LayerNorm(embed_dim)
 
     def forward(

@@ -2,6 +2,7 @@
 from torch import Tensor, nn
 
 from lowrank_d2.layers.boxes import inverse_sigmoid
+from lowrank_d2.layers.linear import Linear
 from lowrank_d2.layers.mlp import MLP
 from lowrank_d2.modeling.predictions import Prediction
 
@@ -12,7 +13,7 @@ class PredictionHeads(nn.Module):
     def __init__(self, *, embed_dim: int, num_logits: int, mask_dim: int):
         super().__init__()
         self.norm = nn.LayerNorm(embed_dim)
-        self.class_embed = nn.Linear(embed_dim, num_logits)
+        self.class_embed = Linear(embed_dim, num_logits)
         self.mask_embed = MLP(input_dim=embed_dim, hidden_dim=embed_dim, output_dim=mask_dim, num_layers=3)
         self.bbox_embed = MLP(input_dim=embed_dim, hidden_dim=embed_dim, output_dim=4, num_layers=3)
         nn.init.zeros_(self.bbox_embed.layers[-1].weight)

@@ -1,0 +1,54 @@
+"""Linear layers that run at the speed of convolutions on every x86 CPU.
+
+torch multiplies float32 matrices by MKL, which on AMD's processors does not use their widest instructions, but computes
+convolutions by oneDNN, which does: there a convolution of 1 x 1 is more than twice as fast as the same linear layer,
+forward and backward (docs/benchmarks/mask_dino.md).
+"""
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Multiplications from which a convolution's larger overhead is repaid.
+_WORTHWHILE = 2**24
+
+
+def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+    """x weight^T + bias, as `torch.nn.functional.linear`, but for large float32 products on the CPU by oneDNN.
+
+    Args:
+        x: (..., in).
+        weight: (out, in).
+        bias: (out,) or None.
+
+    Returns:
+        (..., out)
+    """
+    if not _by_convolution(x, weight):
+        return F.linear(x, weight, bias)
+    # One row of pixels, channels last: neither the tokens nor the result move in memory.
+    row = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
+    y = F.conv2d(row, weight[:, :, None, None], bias)
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+
+
+class Linear(nn.Linear):
+    """torch's Linear, computed by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return linear(x, self.weight, self.bias)
+
+
+def _by_convolution(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() * len(weight) >= _WORTHWHILE
+        and torch.get_num_threads() > 1  # with one thread torch gives such a convolution to MKL as well
+        and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )

@@ -1,0 +1,80 @@
+"""Linear layers as convolutions: the same numbers, and only where that is meant."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lowrank_d2.layers.linear import Linear, linear
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def tensors(tokens, in_features=256, out_features=192, lead=()):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((*lead, tokens, in_features), generator=generator)
+    weight = torch.randn((out_features, in_features), generator=generator) / 16
+    return x, weight, torch.randn(out_features, generator=generator)
+
+
+def calls_convolution(x, weight, bias=None):
+    with torch.profiler.profile() as profile:
+        linear(x, weight, bias)
+    return any("conv" in event.key for event in profile.key_averages())
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_agrees_with_torch_forward_and_backward(two_threads, with_bias):
+    x, weight, bias = tensors(tokens=300, lead=(2,))
+    inputs = [x, weight, bias] if with_bias else [x, weight]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    expected, actual = F.linear(*inputs), linear(*inputs)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    assert actual.shape == (2, 300, 192) and actual.is_contiguous()
+    seed = torch.randn_like(expected)
+    gradients = torch.autograd.grad(actual, inputs, seed)
+    for gradient, other in zip(gradients, torch.autograd.grad(expected, inputs, seed)):
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-3)
+
+
+def test_large_products_are_convolutions(two_threads):
+    x, weight, bias = tensors(tokens=600)
+    assert calls_convolution(x, weight, bias)
+    assert not calls_convolution(x[:10], weight, bias)
+    assert not calls_convolution(x.double(), weight.double(), bias.double())
+
+
+def test_the_result_may_be_changed_in_place(two_threads):
+    x, weight, bias = tensors(tokens=600)
+    expected = F.linear(x, weight, bias) + 1
+    torch.testing.assert_close(linear(x, weight, bias).add_(1), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [lambda x: x.t().contiguous().t(), lambda x: x[::2], lambda x: x[:0]])
+def test_takes_any_layout(two_threads, change):
+    x, weight, bias = tensors(tokens=1200)
+    x = change(x)
+    torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
+
+
+def test_takes_a_transposed_weight(two_threads):
+    x, weight, _ = tensors(tokens=600)
+    torch.testing.assert_close(linear(x, weight.t().contiguous().t()), x @ weight.t(), rtol=1e-5, atol=1e-5)
+
+
+def test_autocast_keeps_its_type(two_threads):
+    x, weight, bias = tensors(tokens=600)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(x, weight, bias).dtype == torch.bfloat16
+        assert not calls_convolution(x, weight, bias)
+
+
+def test_exported_as_a_linear(two_threads):
+    layer = Linear(256, 192)
+    program = torch.export.export(layer, (torch.randn(600, 256),))
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert targets == ["aten.linear.default"]
