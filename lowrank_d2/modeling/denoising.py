@@ -74,7 +74,7 @@ def make_queries(
     """Noises the ground truth of a batch into denoising queries.
 
     A label is replaced with probability noise_scale / 2 by any class, perhaps the same; a center moves by up to
-    noise_scale halves of its box, a size changes by up to noise_scale of itself.
+    noise_scale halves of its box, a size changes by up to noise_scale of itself. At 0 nothing is drawn.
 
     Args:
         targets: one per image.
@@ -93,10 +93,11 @@ def make_queries(
     labels = torch.cat([target.labels for target in targets]).repeat(groups)
     boxes = torch.cat([target.boxes for target in targets]).repeat(groups, 1)
     device, total = boxes.device, len(labels)
-    flip = draws.uniform("dn/label_flip", (total,), device) < noise_scale / 2
-    labels = torch.where(flip, draws.integers("dn/new_labels", num_classes, (total,), device), labels)
-    reach = torch.cat((boxes[:, 2:] / 2, boxes[:, 2:]), dim=1) * noise_scale
-    boxes = boxes + (2 * draws.uniform("dn/box_noise", (total, 4), device) - 1) * reach
+    if noise_scale > 0:
+        flip = draws.uniform("dn/label_flip", (total,), device) < noise_scale / 2
+        labels = torch.where(flip, draws.integers("dn/new_labels", num_classes, (total,), device), labels)
+        reach = torch.cat((boxes[:, 2:] / 2, boxes[:, 2:]), dim=1) * noise_scale
+        boxes = boxes + (2 * draws.uniform("dn/box_noise", (total, 4), device) - 1) * reach
 
     image, slot = _places(layout, device)
     embedded = label_embedding(labels)

@@ -65,3 +65,11 @@ def test_attention_mask_hides_answers_and_other_groups():
     queries = DenoisingQueries(torch.zeros(2, 4, 6), torch.zeros(2, 4, 4), layout)
     blocked = [[0, 0, 1, 1, 0, 0, 0]] * 2 + [[1, 1, 0, 0, 0, 0, 0]] * 2 + [[1, 1, 1, 1, 0, 0, 0]] * 3
     assert queries.attention_mask(3).int().tolist() == blocked
+
+
+def test_without_noise_nothing_is_drawn():
+    embedding = nn.Embedding(CLASSES, 6)
+    truth = target([2], [[0.5, 0.5, 0.2, 0.4]])
+    queries = make_queries([truth], embedding, 1, noise_scale=0.0, num_classes=CLASSES, draws=ReplayDraws({}))
+    torch.testing.assert_close(queries.content[0], embedding(truth.labels))
+    torch.testing.assert_close(queries.boxes_unsigmoid.sigmoid()[0], truth.boxes)
