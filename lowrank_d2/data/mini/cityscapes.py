@@ -1,4 +1,4 @@
-"""A small Cityscapes: streets at dusk in haze, with eight kinds of road users over a wide range of sizes.
+"""A small Cityscapes: streets in haze, with eight kinds of road users over a wide range of sizes.
 
 On disk as the published set: leftImg8bit and gtFine by split and city; polygons are painted in order, later over
 earlier, and instanceIds and labelIds are rasterised from those same polygons. Scenes carry what trips readers up:
@@ -106,22 +106,24 @@ def scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray
     """A picture (height, width, 3) uint8 and its `objects` as in polygons.json."""
     horizon = height * rng.uniform(0.38, 0.5)
     this = Street(np.zeros((height, width, 3), np.float32))
-    haze = np.array([96, 104, 112]) * rng.uniform(0.5, 1.0) + rng.normal(0, 5, 3)
+    haze = np.array([112, 120, 126]) * rng.uniform(0.6, 1.1) + rng.normal(0, 5, 3)
     _backdrop(rng, this, horizon, haze)
-    for distance in sorted(rng.uniform(0.05, 0.9, rng.integers(5, 13)) ** 1.4):
-        _road_user(rng, this, horizon, distance, haze)
+    count = rng.integers(4, 9)
+    lanes = (rng.permutation(count) + rng.uniform(0, 1, count)) / count  # side by side, so that nobody is quite hidden
+    for distance, lane in zip(sorted(rng.uniform(0.05, 0.95, count)), lanes):
+        _road_user(rng, this, horizon, distance, lane, haze)
     _odd_ones(rng, this, horizon)
     night = np.linspace(0.72, 1.0, height, dtype=np.float32)[:, None, None] * rng.uniform(0.9, 1.35)
-    picture = cv2.GaussianBlur(this.image * night, (0, 0), rng.uniform(0.3, 0.8)) + rng.normal(0, 4, this.image.shape)
+    picture = cv2.GaussianBlur(this.image * night, (0, 0), rng.uniform(0.2, 0.6)) + rng.normal(0, 3, this.image.shape)
     return draw.finished(picture), _visible(this.objects, height, width)
 
 
 def _backdrop(rng: np.random.Generator, this: Street, horizon: float, haze: np.ndarray) -> None:
     height, width = this.image.shape[:2]
     everything = np.array([[0, 0], [width, 0], [width, height], [0, height]], float)
-    this.image[:] = haze + 18
+    this.image[:] = haze + 30
     this.label("sky", everything * [1, horizon / height])
-    asphalt = draw.shaded((70, 72, 74), draw.noise(rng, height, width, (4, 8, 32)), 7)
+    asphalt = draw.shaded((62, 64, 66), draw.noise(rng, height, width, (4, 8, 32)), 5)
     road = np.array([[0, horizon], [width, horizon], [width, height], [0, height]])
     _cover(this, road, asphalt)
     this.label("road", road)
@@ -152,17 +154,21 @@ def _windows(rng: np.random.Generator, wall: np.ndarray, height: int, width: int
     return draw.shaded(wall, np.where(panes, glow, 0), 1.0)
 
 
-def _road_user(rng: np.random.Generator, this: Street, horizon: float, distance: float, haze: np.ndarray) -> None:
-    """Paints and labels one object that stands on the street, `distance` 0 (at the horizon) .. 1 (at the lower
-    edge)."""
+def _road_user(
+    rng: np.random.Generator, this: Street, horizon: float, distance: float, lane: float, haze: np.ndarray
+) -> None:
+    """Paints and labels one object that stands on the street: `distance` from 0 (at the horizon) to 1 (at the lower
+    edge), `lane` the place of its middle from 0 (left) to 1."""
     height, width = this.image.shape[:2]
     foot = horizon + distance * (height - horizon)
-    unit = 0.9 * (foot - horizon) + 3  # pixels that 1.5 m take at this distance
+    unit = 0.45 * (foot - horizon) + 14  # pixels that 1.5 m take at this distance
     name = str(rng.choice(list(FREQUENCIES), p=list(FREQUENCIES.values())))
-    corner = (rng.uniform(-0.05, 1.0) * width, foot)
     mirrored = rng.random() < 0.5
-    fog = np.clip(0.75 * (1 - distance) ** 2, 0, 0.7)
-    for label, parts in street.built(rng, name, RIDDEN):
+    fog = 0.5 * (1 - distance) ** 2
+    things = street.built(rng, name, RIDDEN)
+    middle = np.concatenate([outline for outline, _ in things[0][1]])[:, 0].mean() * unit
+    corner = (lane * width + (middle if mirrored else -middle), foot)
+    for label, parts in things:
         placed = [
             (draw.place(outline, corner, (-unit if mirrored else unit, unit)), colour) for outline, colour in parts
         ]

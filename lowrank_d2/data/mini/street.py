@@ -34,8 +34,8 @@ def _wheel(x: float, radius: float) -> np.ndarray:
 
 
 def _muted(rng: np.random.Generator) -> np.ndarray:
-    """Paint as it looks at dusk."""
-    return np.clip(rng.uniform(35, 115) + rng.normal(0, 18, 3), 15, 150)
+    """Paint: mostly greyish, from dark to light."""
+    return np.clip(rng.uniform(25, 185) + rng.normal(0, 28, 3), 12, 215)
 
 
 def _vehicle(
@@ -54,19 +54,19 @@ def _car(rng: np.random.Generator) -> Parts:
 
 
 def _truck(rng: np.random.Generator) -> Parts:
-    body = [_rect(1.2, 0.3, 4.6, 1.9), _rect(0, 0.25, 1.1, 1.5)]
-    return _vehicle(rng, body, [_rect(0.1, 0.85, 0.6, 1.35)], [0.55, 3.2, 4.0], 0.33)
+    body = [_rect(1.1, 0.3, 3.4, 1.9), _rect(0, 0.25, 1.0, 1.5)]
+    return _vehicle(rng, body, [_rect(0.1, 0.85, 0.6, 1.35)], [0.5, 2.2, 2.9], 0.3)
 
 
 def _bus(rng: np.random.Generator) -> Parts:
-    windows = [_rect(0.25 + 0.75 * i, 1.05, 0.85 + 0.75 * i, 1.6) for i in range(6)]
-    return _vehicle(rng, [_rect(0, 0.2, 5.0, 1.95)], windows, [0.9, 4.0], 0.32)
+    windows = [_rect(0.25 + 0.8 * i, 1.05, 0.85 + 0.8 * i, 1.6) for i in range(4)]
+    return _vehicle(rng, [_rect(0, 0.2, 3.5, 1.95)], windows, [0.7, 2.8], 0.32)
 
 
 def _train(rng: np.random.Generator) -> Parts:
-    windows = [_rect(0.6 + 1.0 * i, 1.0, 1.3 + 1.0 * i, 1.55) for i in range(6)]
-    nose = np.array([[0, -0.15], [0.4, -1.9], [7.2, -1.9], [7.2, -0.15]])
-    return _vehicle(rng, [nose, _rect(0.2, 0.15, 7.2, 0.6)], windows, [], 0.0)
+    windows = [_rect(0.9 + 1.0 * i, 1.2, 1.6 + 1.0 * i, 1.75) for i in range(3)]
+    nose = np.array([[0, -0.15], [0.9, -2.1], [4.6, -2.1], [4.6, -0.15]])
+    return _vehicle(rng, [nose, _rect(0.2, 0.15, 4.6, 0.6)], windows, [], 0.0)
 
 
 def _bicycle(rng: np.random.Generator) -> Parts:
