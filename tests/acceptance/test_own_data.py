@@ -13,7 +13,7 @@ from lowrank_d2.peft import read_header
 from tests.acceptance.conftest import QUICK, SMALL
 
 CLASSES = ["Ameise", "Biene ü", "猫"]
-METHOD = ["configs/datasets/mini.yaml", "configs/methods/lora_r8.yaml"]
+METHOD = ["configs/methods/lora_r8.yaml", "configs/datasets/mini.yaml"]
 
 
 def run_lengths(mask: np.ndarray) -> dict:

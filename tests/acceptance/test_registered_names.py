@@ -26,7 +26,7 @@ CITYSCAPES = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "
 
 
 def composed(overlay: str) -> list[str]:
-    return [*SMALL, f"configs/datasets/{overlay}.yaml", "configs/datasets/mini.yaml", "configs/methods/lora_r8.yaml"]
+    return [*SMALL, f"configs/datasets/{overlay}.yaml", "configs/methods/lora_r8.yaml", "configs/datasets/mini.yaml"]
 
 
 @pytest.fixture(scope="module")
