@@ -56,11 +56,6 @@ class AdaLoRA(LowRankMethod):
     def __post_init__(self):
         super().__post_init__()
         checks.count(self.key("target_rank"), self.target_rank)
-        if self.target_rank > self.rank:
-            raise ConfigError(
-                f"{self.key('target_rank')} is {self.target_rank}, above the rank {self.rank} that training starts with. "
-                f"Lower it, or raise {self.key('rank')}."
-            )
         checks.count(self.key("delta_t"), self.delta_t)
         for option in ("dropout", "beta1", "beta2"):
             self._set(option, checks.probability(self.key(option), getattr(self, option)))
@@ -189,8 +184,8 @@ class RankBudget:
             ConfigError: a tensor has no gradient.
         """
         self.done += 1
-        if self.done <= self._last:
-            self._observe()
+        if self.done < self._last or not self._importance and self.done == self._last:
+            self._observe()  # as in peft, the last pruning goes by what was seen before it
         if self.done > self._last:
             self._apply_pattern()
         elif self.done == self._last or (self.done > self._first and self.done % self._method.delta_t == 0):
