@@ -4,6 +4,7 @@ from lowrank_d2.peft.adapter import Adapter
 from lowrank_d2.peft.config import METHODS, PeftConfig
 from lowrank_d2.peft.delta import DeltaHeader, DeltaSet, load_delta, read_header, save_delta
 from lowrank_d2.peft.dora import DoRA
+from lowrank_d2.peft.formats import load_peft, save_peft
 from lowrank_d2.peft.inject import apply_peft, inject
 from lowrank_d2.peft.loha import LoHa
 from lowrank_d2.peft.lokr import LoKr
@@ -31,8 +32,10 @@ __all__ = [
     "freeze",
     "inject",
     "load_delta",
+    "load_peft",
     "merge",
     "read_header",
     "regularization",
     "save_delta",
+    "save_peft",
 ]

@@ -21,19 +21,19 @@ class DoRA(LoRA):
     name: ClassVar[str] = "dora"
 
     def create(self, weight: Tensor) -> dict[str, Tensor]:
-        return {**super().create(weight), "lora_magnitude_vector": _lengths(weight)}
+        return {**super().create(weight), "lora_magnitude_vector": lengths(weight)}
 
     def update(self, weight: Tensor, tensors: Mapping[str, Tensor], rows: Optional[Tensor]) -> tuple[Update, tuple[Tensor, ...]]:
         return Magnitude(self.scale), (tensors["lora_A"], tensors["lora_B"], tensors["lora_magnitude_vector"])
 
     def from_base(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {} if tensors["lora_B"].any() else {"lora_magnitude_vector": _lengths(weight)}
+        return {} if tensors["lora_B"].any() else {"lora_magnitude_vector": lengths(weight)}
 
     def change(self, x: Tensor, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         return F.linear(x, (self.merged(weight, tensors) - weight).to(x.dtype))
 
 
-def _lengths(weight: Tensor) -> Tensor:
+def lengths(weight: Tensor) -> Tensor:
     """(out,): Euclidean lengths of the rows, in float32 or wider."""
     rows = weight.detach().flatten(1)
     return rows.to(torch.promote_types(rows.dtype, torch.float32)).norm(dim=1)
