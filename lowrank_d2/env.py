@@ -1,6 +1,7 @@
 """`python -m lowrank_d2.env`: versions, the Detectron2 runtime, the deformable attention operator in use and why."""
 import importlib.metadata
 import platform
+import shutil
 from pathlib import Path
 from typing import Dict
 
@@ -9,6 +10,8 @@ import torch
 from tabulate import tabulate
 
 import lowrank_d2
+from lowrank_d2.errors import LowRankError
+from lowrank_d2.layers.ms_deform_attn import backend, build
 
 _LIBRARIES = ("numpy", "scipy", "fvcore", "iopath", "pycocotools", "cityscapesScripts", "safetensors", "torchvision")
 
@@ -22,6 +25,7 @@ def collect() -> Dict[str, str]:
         "GPU": _gpus(),
         "detectron2": f"{detectron2.__version__} ({runtime()}) in {Path(detectron2.__file__).parent}",
         "ms_deform_attn": operator(),
+        "compilers": compilers(),
     }
     facts.update({name: _version(name) for name in _LIBRARIES})
     return facts
@@ -33,8 +37,19 @@ def runtime() -> str:
 
 
 def operator() -> str:
-    """The back end of multi-scale deformable attention, and why it is this one; torch's is the only one so far."""
-    return "torch: the compiled operator is not built"
+    """The back end of multi-scale deformable attention on the CPU, and why it is this one; compiles it where needed."""
+    try:
+        chosen = backend.current()
+    except LowRankError as error:
+        return f"none: {error}"
+    instructions = chosen.instruction_set()
+    return f"{chosen.name}{f' ({instructions})' if instructions else ''}: {chosen.reason}"
+
+
+def compilers() -> str:
+    """What would compile the operator."""
+    found = {"C++": build.compiler(), "nvcc": shutil.which("nvcc")}
+    return ", ".join(f"{name} {path or 'none'}" for name, path in found.items())
 
 
 def _gpus() -> str:

@@ -1,4 +1,5 @@
 """python -m lowrank_d2.env."""
+import os
 import subprocess
 import sys
 
@@ -8,11 +9,20 @@ from lowrank_d2 import env
 
 
 def test_the_report_names_versions_runtime_and_operator():
-    done = subprocess.run([sys.executable, "-m", "lowrank_d2.env"], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "LOWRANK_D2_OPS": "torch"}
+    command = [sys.executable, "-m", "lowrank_d2.env"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     lines = dict(line.split(None, 1) for line in done.stdout.splitlines())
     assert torch.__version__ in lines["torch"] and detectron2.__version__ in lines["detectron2"]
     assert f"({env.runtime()})" in lines["detectron2"]
-    assert lines["ms_deform_attn"] == "torch: the compiled operator is not built"
+    assert lines["ms_deform_attn"] == "torch: LOWRANK_D2_OPS=torch asks for it"
+    assert lines["compilers"].startswith("C++ ") and ", nvcc " in lines["compilers"]
+
+
+def test_a_wrong_choice_of_the_operator_is_reported_not_raised(monkeypatch):
+    monkeypatch.setenv("LOWRANK_D2_OPS", "fastest")
+    monkeypatch.setattr(env.backend, "current", env.backend.current.__wrapped__)
+    assert env.operator() == "none: LOWRANK_D2_OPS is 'fastest'. Set it to prebuilt, jit or torch, or unset it."
 
 
 def test_the_runtime_is_told_by_detectron2(monkeypatch):
