@@ -20,7 +20,7 @@ from lowrank_d2.engine.evaluators import headline_ap
 from lowrank_d2.engine.interrupt import Interrupted
 from lowrank_d2.engine.schedules import PlateauLR
 from lowrank_d2.files import write_text
-from lowrank_d2.peft import save_delta
+from lowrank_d2.peft import RankBudget, save_delta
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,22 @@ def write_delta(trainer: Any, name: str, **extra: Any) -> None:
         path = Path(trainer.cfg.OUTPUT_DIR, f"{name}.safetensors")
         header = {"iterations": trainer.iter + 1, **extra}
         save_delta(trainer.bare_model, path, class_names=trainer.class_names, extra=header)
+
+
+class Pruning(HookBase):
+    """AdaLoRA's step of its budget after every optimizer step, before anything looks at the weights."""
+
+    def __init__(self, trainer: Any):
+        self._budget = RankBudget(trainer.bare_model, trainer.max_iter)
+
+    def after_step(self) -> None:
+        self._budget.step()
+
+    def state_dict(self) -> Dict[str, Any]:
+        return self._budget.state_dict()
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        self._budget.load_state_dict(state)
 
 
 class Evaluation(HookBase):

@@ -27,7 +27,7 @@ from lowrank_d2.engine.evaluators import build_evaluator
 from lowrank_d2.engine.interrupt import Interrupted, SignalGuard
 from lowrank_d2.errors import LowRankError, TrainingError
 from lowrank_d2.files import write_text
-from lowrank_d2.peft import PeftConfig, apply_peft, check_gradients, eval_frozen
+from lowrank_d2.peft import PeftConfig, apply_peft, check_gradients, eval_frozen, regularization
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,8 @@ class LowRankTrainer(DefaultTrainer):
     def build_hooks(self) -> list:
         """Evaluation before the metrics' line, that line before the checkpoint: a kill between them loses nothing."""
         cfg = self.cfg
-        built = [hooks.Evaluation(cfg)]
+        built = [hooks.Pruning(self)] if any(m.name == "adalora" for m in self.bare_model.peft_config.methods) else []
+        built.append(hooks.Evaluation(cfg))
         if comm.is_main_process():
             built += [hooks.MetricsFile(Path(cfg.OUTPUT_DIR, "metrics.json")), hooks.Progress(), hooks.TensorBoard()]
         return built + [hooks.Checkpoints(cfg.SOLVER.CHECKPOINT_PERIOD), hooks.StopOnSignal()]
@@ -180,7 +181,7 @@ class LowRankTrainer(DefaultTrainer):
         for part in range(count):
             self._batch = self._next_batch()
             with self._gradients_stay_local(part + 1 < count):
-                losses = self._forward(self.model, self._batch)
+                losses = {**self._forward(self.model, self._batch), **regularization(self.bare_model)}
                 self.scaler.scale(sum(losses.values()) / count).backward()
             for name, value in self._checked(losses).items():
                 sums[name] = sums.get(name, 0.0) + value / count
