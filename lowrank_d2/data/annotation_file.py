@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import re
 from pathlib import Path
 
 from lowrank_d2.errors import DataError
@@ -32,6 +33,9 @@ def load_json(path: str | Path) -> object:
             f"{path} is not UTF-8: byte {error.start} is {content[error.start]:#x}. Save it as UTF-8."
         ) from error
     except json.JSONDecodeError as error:
+        guess = _other_text(text)
+        if guess:
+            raise DataError(f"{path} looks like {guess}, COCO expected. Export COCO instances, one json file.") from error
         context = text[max(error.pos - 20, 0) : error.pos + 20].replace("\n", " ")
         at_end = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
         fix = "The file ends too early: an incomplete download?" if at_end else "Mend it at this place."
@@ -43,7 +47,7 @@ def load_json(path: str | Path) -> object:
 def coco_content(content: object, path: Path) -> dict:
     """The file as a mapping with COCO's three lists; raises DataError with a guess of what it is instead."""
     if not isinstance(content, dict):
-        kind = "a list (results of a detector?)" if isinstance(content, list) else f"{type(content).__name__}"
+        kind = "a list (results of a detector?)" if isinstance(content, list) else f"only {json.dumps(content)[:40]}"
         raise DataError(f"{path} holds {kind}; a COCO file is an object with images, annotations and categories.")
     missing = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
     if missing:
@@ -53,6 +57,16 @@ def coco_content(content: object, path: Path) -> dict:
     if not content["images"]:
         raise DataError(f"{path} lists no images: nothing to train on. Take a file with images.")
     return content
+
+
+def _other_text(text: str) -> str | None:
+    """What a file that is no json may be: YOLO's labels (class and numbers, a line an object), or an XML format."""
+    first = text.lstrip().splitlines()[0].split()
+    if text.lstrip().startswith(("<?xml", "<annotation")):
+        return "XML (Pascal VOC, CVAT)"
+    if len(first) >= 5 and first[0].isdigit() and all(re.fullmatch(r"-?\d*\.?\d+(e-?\d+)?", word) for word in first[1:]):
+        return "YOLO"
+    return None
 
 
 def _other_format(content: dict) -> str | None:

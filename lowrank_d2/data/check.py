@@ -14,6 +14,8 @@ from lowrank_d2.data.image_files import MAX_PIXELS, BadImage, Header, read_heade
 from lowrank_d2.data.problems import Report
 from lowrank_d2.errors import ConfigError, DataError
 
+DROPPING = ("empty", "no-mask", "orphan", "outside", "too-few-points")  # kinds of warnings that cost annotations
+
 
 def check_dataset(name: str, **options: object) -> CocoData:
     """Reads a registered dataset and all its image headers; `options` are those of `check_images`.
@@ -111,10 +113,12 @@ def _check_trainable(data: CocoData, report: Report) -> None:
     )
     if not usable:
         crowds = sum(len(record["annotations"]) for record in data.records)
+        warnings = [problem for problem in data.report.of("warning") if problem.kind in DROPPING]
+        dropped = "".join(f"; {problem.what}: {problem.count}" for problem in warnings)
         report.add(
             "error",
             "nothing-to-train-on",
-            f"{data.report.subject}: {len(data.records)} images, 0 usable ({crowds} crowds)",
+            f"{data.report.subject}: {len(data.records)} images, 0 usable ({crowds} crowds{dropped})",
             "nothing to train on: every image is empty or holds only crowds",
             "Annotate objects, with iscrowd 0",
         )

@@ -270,14 +270,15 @@ class _Reader:
 
     def _annotations(self, rows: list[tuple[int, dict]], records: dict[int, dict], index_of: dict[int, int]) -> None:
         seen: set[int | str] = set()
-        boxes_outside = without_mask = orphans = 0
+        boxes_outside = without_mask = 0
+        orphans: list[int] = []  # the image ids that annotations name and the file lacks
         for position, row in rows:
             where = f"annotations[{position}] (id {row['id']})"
             self._note_annotation_id(row["id"], where, seen)
             image_id = self._id(row["image_id"], where)
             if image_id not in records:
                 if image_id is not None and image_id not in self.unusable:
-                    orphans += 1
+                    orphans.append(image_id)
                     self.report.add(
                         "warning",
                         "orphan",
@@ -383,12 +384,15 @@ class _Reader:
                 f"boxes more than {BOX_TOLERANCE:g} px off their masks are computed anew",
             )
 
-    def _judge_shares(self, total: int, orphans: int, without_mask: int, boxes_outside: int) -> None:
-        if orphans > ORPHANS_ALLOWED * total:
+    def _judge_shares(self, total: int, orphans: list[int], without_mask: int, boxes_outside: int) -> None:
+        # Where rows of images were refused, their annotations are no second mistake.
+        if len(orphans) > ORPHANS_ALLOWED * total and "duplicate-image" not in self.report:
+            unknown = sorted(set(orphans))
+            shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
             self.report.add(
                 "error",
                 "too-many-orphans",
-                f"{orphans} of {total}",
+                f"{len(orphans)} of {total}, image_id {shown}",
                 "too many annotations belong to images that are not in the file",
                 "Take the annotation file that belongs to these images",
             )

@@ -41,8 +41,11 @@ def register_own(
     if val_json is None:
         if len(data.records) < 2:
             data.report.raise_errors()  # which may be why so few are left
+            if not data.records:
+                why = "; ".join(map(str, data.report.of("warning")))
+                raise DataError(f"{train_json} has no usable image, so there is nothing to train on. {why}".strip())
             raise DataError(
-                f"{train_json} has {len(data.records)} image, too few to hold one out for validation. "
+                f"{train_json} has 1 image, too few to hold one out for validation. "
                 "Give validation data with --val-json and --val-images."
             )
         train, val = split_records(data.records, seed)
