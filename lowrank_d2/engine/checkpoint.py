@@ -10,6 +10,7 @@ import pickle
 import re
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 from urllib.parse import parse_qs
@@ -23,7 +24,8 @@ from detectron2.utils.file_io import PathManager
 from safetensors import SafetensorError
 
 from lowrank_d2.errors import CheckpointError, OutputError
-from lowrank_d2.files import replacing, write_text
+from lowrank_d2.files import PathLike, replacing, write_text
+from lowrank_d2.peft.trainable import added_names
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +114,31 @@ class LowRankCheckpointer(DetectionCheckpointer):
         _refuse_non_finite(loaded["model"], filename)
         return loaded
 
+    def _load_model(self, checkpoint: Dict[str, Any]) -> Any:
+        self._refuse_other_shapes(checkpoint["model"])
+        return super()._load_model(checkpoint)
+
+    def _refuse_other_shapes(self, tensors: Dict[str, Any]) -> None:
+        """For models that know their `class_dependent` tensors: fvcore would leave out whatever has another shape."""
+        allowed = getattr(self.model, "class_dependent", None)
+        if allowed is None:
+            return
+        apart = allowed | added_names(self.model)  # of methods that differ, loading says more than their shapes
+        ours = {name: tuple(value.shape) for name, value in self.model.state_dict().items() if name not in apart}
+        wrong = [name for name in ours if name in tensors and tuple(tensors[name].shape) != ours[name]]
+        if wrong:
+            table = "\n".join(f"  {name}: {tuple(tensors[name].shape)} instead of {ours[name]}" for name in wrong[:12])
+            more = f"\n  and {len(wrong) - 12} more" if len(wrong) > 12 else ""
+            raise CheckpointError(
+                f"The checkpoint has {len(wrong)} tensors of other shapes than the model:\n{table}{more}\n"
+                "The configuration describes another model. Compare it with the one that the weights were trained with."
+            )
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        if hasattr(self.model, "class_dependent"):  # it has said what is missing, in a line instead of a list
+            incompatible = incompatible._replace(incorrect_shapes=[], missing_keys=[])
+        super()._log_incompatible_keys(incompatible)
+
 
 def verify_weights(cfg: CfgNode) -> None:
     """Looks for the file MODEL.WEIGHTS, and compares it with MODEL.WEIGHTS_SHA256 where that is set; "" is no file.
@@ -183,7 +210,10 @@ def stored_class_names(path: str) -> List[str]:
 
 
 def _local_file(path: str) -> str:
-    local = PathManager.get_local_path(path)
+    try:
+        local = PathManager.get_local_path(path)
+    except Exception as error:  # every handler of addresses has errors of its own
+        raise CheckpointError(f"The weights {path} cannot be fetched: {error}. Check MODEL.WEIGHTS.") from error
     if not os.path.isfile(local):
         raise CheckpointError(f"The weights {path} do not exist. Check MODEL.WEIGHTS.")
     return local
@@ -197,6 +227,8 @@ def _read_safetensors(path: str) -> Dict[str, torch.Tensor]:
 
 
 def _read_torch(path: str) -> Any:
+    if zipfile.is_zipfile(path) and _has_flipped_bits(path):
+        raise _damaged(path, "is damaged: its content differs from its check sums")
     try:
         with torch.serialization.safe_globals(_numpy_globals()):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -270,7 +302,16 @@ def _checkpoints(folder: str) -> Iterator[Path]:
 
 
 def _is_intact(path: Path) -> bool:
-    return path.is_file() and zipfile.is_zipfile(path)
+    return path.is_file() and zipfile.is_zipfile(path) and not _has_flipped_bits(path)
+
+
+def _has_flipped_bits(path: PathLike) -> bool:
+    """Whether a part of an archive differs from its check sum; torch.load does not look at these."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is not None
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        return True
 
 
 def _write(data: Dict[str, Any], temporary: Path, path: Path) -> None:

@@ -196,3 +196,37 @@ def test_the_checksum_of_the_weights_is_compared_where_it_is_given(tmp_path):
     path.write_bytes(b"weigh")
     with pytest.raises(CheckpointError, match=r"base.pth \(5 bytes\).*MODEL.WEIGHTS_SHA256.*cut off"):
         verify_weights(cfg)
+
+
+class Classified(nn.Linear):
+    """A model that says by itself what a checkpoint of other classes lacks."""
+
+    class_dependent = frozenset({"bias"})
+
+
+def test_other_shapes_are_a_table_and_other_classes_are_not_told_twice(tmp_path, caplog):
+    model = Classified(2, 1)
+    torch.save({"weight": torch.zeros(3, 2), "bias": torch.zeros(3)}, tmp_path / "wide.pth")
+    with pytest.raises(CheckpointError, match=r"1 tensors of other shapes[^\n]*\n  weight: \(3, 2\) instead of \(1, 2\)"):
+        LowRankCheckpointer(model).load(str(tmp_path / "wide.pth"))
+    torch.save({"weight": torch.ones(1, 2), "bias": torch.zeros(3), "extra": torch.zeros(1)}, tmp_path / "classes.pth")
+    LowRankCheckpointer(model).load(str(tmp_path / "classes.pth"))
+    assert model.weight.sum().item() == 2.0
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1 and "extra" in told[0]
+
+
+def test_an_address_that_does_not_answer(tmp_path):
+    with pytest.raises(CheckpointError, match="http://127.0.0.1:9/w.pth cannot be fetched.*MODEL.WEIGHTS"):
+        LowRankCheckpointer(model_with()).load("http://127.0.0.1:9/w.pth")
+
+
+def test_flipped_bits_in_a_checkpoint_are_noticed(tmp_path):
+    checkpointer = LowRankCheckpointer(nn.Linear(64, 64), str(tmp_path))
+    for name in ("model_0000001", "model_0000002"):
+        checkpointer.save(name)
+    content = bytearray((tmp_path / "model_0000002.pth").read_bytes())
+    content[len(content) // 2] ^= 0x10  # among the numbers of the weight
+    (tmp_path / "model_0000002.pth").write_bytes(content)
+    refused(tmp_path / "model_0000002.pth", "differs from its check sums", f"{len(content)} bytes")
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")

@@ -28,8 +28,12 @@ class MaskDINO(nn.Module):
     """Backbone, pixel decoder, decoder; losses in training, Detectron2's results in evaluation.
 
     Attributes:
+        class_dependent: names of the tensors that a checkpoint of other classes may have in other sizes; what is missing
+            of all others, loading says by itself.
         draws: where matching, losses and denoising get their random numbers; exchange it to record or replay a step.
     """
+
+    class_dependent = weights.CLASS_DEPENDENT
 
     @configurable
     def __init__(
