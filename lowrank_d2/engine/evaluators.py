@@ -2,13 +2,15 @@
 import math
 from typing import Any, List, Mapping, Optional, Tuple
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, verify_results
+from detectron2.utils import comm
 from tabulate import tabulate
 
 from lowrank_d2.data.datasets.catalog import Source
 from lowrank_d2.data.truth import write_evaluation_json
-from lowrank_d2.errors import ConfigError
+from lowrank_d2.errors import ConfigError, TrainingError
 from lowrank_d2.evaluation.cityscapes import CityscapesInstanceEvaluator
 
 
@@ -26,11 +28,28 @@ def build_evaluator(dataset_name: str, output_dir: str) -> DatasetEvaluator:
             write_evaluation_json(dataset_name, output_dir)
         return COCOEvaluator(dataset_name, output_dir=output_dir, allow_cached_coco=False)
     if kind == "cityscapes_instance":
-        return CityscapesInstanceEvaluator(dataset_name)
+        return CityscapesInstanceEvaluator(dataset_name, output_dir)
     raise ConfigError(
         f"The dataset {dataset_name} has the evaluator type {kind!r}; this trainer knows 'coco' and "
         "'cityscapes_instance'. Override build_evaluator."
     )
+
+
+def verify_expected(cfg: CfgNode, results: Mapping[str, Any]) -> None:
+    """Compares `results` with TEST.EXPECTED_RESULTS, on the main process.
+
+    Raises:
+        TrainingError: a value lies outside its tolerance, or was not computed.
+    """
+    if not cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
+        return
+    try:
+        verify_results(cfg, results)
+    except (SystemExit, AssertionError, KeyError, TypeError, ValueError) as error:
+        raise TrainingError(
+            f"The results are not those of TEST.EXPECTED_RESULTS {cfg.TEST.EXPECTED_RESULTS}: {dict(results)}. "
+            "Each entry is [task, metric, value, tolerance]."
+        ) from error
 
 
 def headline_ap(results: Mapping[str, Any]) -> Optional[float]:

@@ -21,10 +21,13 @@ from typing import Iterator, Sequence
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from PIL import Image
 
 from lowrank_d2.errors import DataError
+from lowrank_d2.files import write_json
 
 _MODULE = "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling"
 _IMAGE_END, _TRUTH_END = "_leftImg8bit.png", "_gtFine_instanceIds.png"
@@ -40,16 +43,19 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
     classes without ground truth.
     """
 
-    def __init__(self, dataset_name: str):
+    def __init__(self, dataset_name: str, output_dir: str | None = None):
         """
         Args:
             dataset_name: a registered dataset with the metadata `thing_classes` and `gt_dir`.
+            output_dir: where coco_instances_results.json is written, all predictions in COCO's form with Cityscapes'
+                ids of classes; None writes nothing.
 
         Raises:
             DataError: cityscapesscripts is not installed, or the dataset has no ground truth folder.
         """
         self._scripts = _scripts()
         self._dataset = dataset_name
+        self._output_dir = output_dir
         self._folder: tempfile.TemporaryDirectory | None = None
 
     def reset(self) -> None:
@@ -59,6 +65,7 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         ids = {label.name: label.id for label in importlib.import_module("cityscapesscripts.helpers.labels").labels}
         self._label_ids = [ids[name] for name in metadata.thing_classes]
         self._truth: list[str] = []
+        self._predictions: list[dict] = []
         if comm.is_main_process():
             self._folder = tempfile.TemporaryDirectory(prefix="lowrank_d2_cityscapes_")
         self._path = Path(comm.all_gather(self._folder.name if self._folder else None)[0])
@@ -76,24 +83,31 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
             if not truth.is_file():
                 raise DataError(f"{truth} is missing. Unpack gtFine_trainvaltest.zip beside leftImg8bit.")
             self._truth.append(str(truth))
-            self._write(stem, output["instances"].to("cpu"))
+            instances = output["instances"].to("cpu")
+            self._write(stem, instances)
+            if self._output_dir is not None:
+                self._predictions += self._as_coco(instances, record["image_id"], path.name)
 
     def evaluate(self) -> OrderedDict | None:
         try:
             comm.synchronize()
             gathered = comm.gather(self._truth)
+            predictions = comm.gather(self._predictions)
             if not comm.is_main_process():
                 return None
             truth = sorted(path for part in gathered for path in part)
             if not truth:
                 logger.warning("No image of %s was predicted, so there is nothing to evaluate.", self._dataset)
                 return OrderedDict()
+            if self._output_dir is not None:
+                path = Path(self._output_dir, "coco_instances_results.json")
+                write_json(path, [prediction for part in predictions for prediction in part])
             return self._score(truth)
         finally:
             comm.synchronize()
             self._clean()
 
-    def _write(self, stem: str, instances) -> None:
+    def _write(self, stem: str, instances: Instances) -> None:
         """One 8-bit mask a detection and the list of them; an image without detections still needs its empty list."""
         lines = []
         masks = instances.pred_masks.numpy() > 0.5
@@ -104,6 +118,10 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
             Image.fromarray(mask.astype(np.uint8) * 255).save(self._path / name, compress_level=1)
             lines.append(f"{name} {self._label_ids[category]} {score}\n")
         (self._path / f"{stem}_pred.txt").write_text("".join(lines), encoding="utf-8")
+
+    def _as_coco(self, instances: Instances, image_id: str | int, file_name: str) -> list[dict]:
+        found = instances_to_coco_json(instances, image_id)
+        return [{**each, "category_id": self._label_ids[each["category_id"]], "file_name": file_name} for each in found]
 
     def _score(self, truth: list[str]) -> OrderedDict:
         with _cured(self._scripts, self._path) as scripts:

@@ -1,5 +1,6 @@
 """The evaluator of Cityscapes on generated streets: exact extremes, no stray files, no exits."""
 
+import json
 import math
 import os
 import sys
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances
 
 from lowrank_d2.data import mini
 from lowrank_d2.data.datasets import register_all
@@ -85,6 +86,23 @@ def test_detections_that_are_all_ignored_give_0(records):
         only.pred_masks = mask
         outputs.append({"instances": only})
     assert evaluate(records, outputs)["segm"]["AP"] == 0
+
+
+def test_predictions_are_kept_in_cocos_form(records, tmp_path):
+    outputs = [prediction(record) for record in records]
+    for output in outputs:
+        output["instances"].pred_boxes = BitMasks(output["instances"].pred_masks).get_bounding_boxes()
+    evaluator = CityscapesInstanceEvaluator(NAME, str(tmp_path / "inference"))
+    evaluator.reset()
+    evaluator.process(records, outputs)
+    evaluator.evaluate()
+    kept = json.loads((tmp_path / "inference" / "coco_instances_results.json").read_text())
+    assert len(kept) == sum(len(output["instances"]) for output in outputs) > 0
+    first, objects = kept[0], [item for item in records[0]["annotations"] if not item["iscrowd"]]
+    assert first["image_id"] == records[0]["image_id"] and first["file_name"] == os.path.basename(records[0]["file_name"])
+    assert first["category_id"] == [24, 25, 26, 27, 28, 31, 32, 33][objects[0]["category_id"]]
+    size = (records[0]["height"], records[0]["width"])
+    assert (decode(first["segmentation"], *size) == decode(objects[0]["segmentation"], *size)).all()
 
 
 def test_the_package_is_left_as_it_was(records):
