@@ -1,6 +1,7 @@
 """Which values a configuration key may take: types, lists of words, ranges; and the nearest key to a mistyped one."""
 import ast
 import difflib
+import math
 from typing import Any, Iterator, List, Mapping, NamedTuple, Optional
 
 import yaml
@@ -12,9 +13,11 @@ from lowrank_d2.peft.config import METHODS, TRAIN
 
 CHOICES = {
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
+    "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
     "INPUT.EXIF": ("apply", "ignore"),
     "INPUT.FORMAT": ("RGB", "BGR"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
     "MODEL.MaskDINO.DN": ("no", "standard", "seg"),
     "MODEL.MaskDINO.INITIALIZE_BOX_TYPE": ("no", "mask2box", "bitmask"),
@@ -22,6 +25,7 @@ CHOICES = {
     "MODEL.PEFT.ADAPTER.RESIDUAL": ("kappa", "lambda", "kappa+lambda"),
     "MODEL.PEFT.METHODS": tuple(METHODS),
     "MODEL.PEFT.TRAIN": TRAIN,
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.SEM_SEG_HEAD.FEATURE_ORDER": ("low2high", "high2low"),
     "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
@@ -37,7 +41,7 @@ class _Range(NamedTuple):
 
     def contains(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
-        return above and (value < self.high if self.open_high else value <= self.high)
+        return above and math.isfinite(value) and (value < self.high if self.open_high else value <= self.high)
 
     def __str__(self) -> str:
         low = f"{'above' if self.open_low else 'at least'} {self.low:g}"
@@ -47,12 +51,18 @@ class _Range(NamedTuple):
 
 
 _COUNT, _NATURAL, _POSITIVE = _Range(1), _Range(0), _Range(0, open_low=True)
+# Of a number, or of every number in a list.
 RANGES = {
     "DATALOADER.NUM_WORKERS": _NATURAL,
     "DATALOADER.TIMEOUT": _NATURAL,
     "INPUT.IMAGE_SIZE": _COUNT,
+    "INPUT.MAX_PIXELS": _COUNT,
     "INPUT.MAX_SCALE": _POSITIVE,
+    "INPUT.MAX_SIZE_TEST": _COUNT,
+    "INPUT.MAX_SIZE_TRAIN": _COUNT,
     "INPUT.MIN_SCALE": _POSITIVE,
+    "INPUT.MIN_SIZE_TEST": _NATURAL,
+    "INPUT.MIN_SIZE_TRAIN": _COUNT,
     "INPUT.SIZE_MULTIPLE": _COUNT,
     "MODEL.MaskDINO.DEC_LAYERS": _COUNT,
     "MODEL.MaskDINO.DIM_FEEDFORWARD": _COUNT,
@@ -81,9 +91,12 @@ RANGES = {
     "SOLVER.BASE_LR": _POSITIVE,
     "SOLVER.CHECKPOINT_PERIOD": _COUNT,
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
+    "SOLVER.GAMMA": _POSITIVE,
     "SOLVER.IMS_PER_BATCH": _COUNT,
     "SOLVER.MAX_ITER": _COUNT,
     "SOLVER.MOMENTUM": _Range(0, 1, open_high=True),
+    "SOLVER.STEPS": _NATURAL,
+    "SOLVER.WARMUP_FACTOR": _NATURAL,
     "SOLVER.WARMUP_ITERS": _NATURAL,
     "SOLVER.WEIGHT_DECAY": _NATURAL,
     "TEST.DETECTIONS_PER_IMAGE": _COUNT,
@@ -186,8 +199,14 @@ def _check(key: str, value: Any, old: Any, where: str) -> None:
             if word not in allowed:
                 raise ConfigError(f"{where}: {key} is {word!r}; it must be one of {', '.join(map(repr, allowed))}.")
     if key in RANGES and value is not None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not RANGES[key].contains(value):
-            raise ConfigError(f"{where}: {key} is {value!r}; it must be {RANGES[key]}.")
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not RANGES[key].contains(number):
+                raise ConfigError(f"{where}: {key} is {value!r}; it must be {RANGES[key]}.")
+    if key == "VERSION" and value != old:
+        raise ConfigError(
+            f"{where}: VERSION is {value!r}, and only files of version {old} are read. Load it with Detectron2's "
+            "cfg.merge_from_file, which translates old keys, and write cfg.dump() to a new file."
+        )
 
 
 def _type_name(value: Any) -> str:

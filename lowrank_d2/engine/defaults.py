@@ -12,8 +12,9 @@ from typing import Callable, List, Mapping, Optional, Sequence, Union
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils.logger import setup_logger
+from fvcore.common.registry import Registry
 
 from lowrank_d2.config import add_lowrank_config
 from lowrank_d2.engine.config_file import FILE_ENDINGS, Setting, read_settings, settings_of_words
@@ -24,6 +25,9 @@ from lowrank_d2.errors import ConfigError, LowRankError, OutputError
 # Meta-architecture -> its package below projects/, "FOLDER/package". Importing the package registers the models; its
 # `add_config(cfg)` declares their keys.
 PROJECTS: Mapping[str, str] = {"YOLOS": "YOLOS/yolos"}
+
+# Keys that name what somebody registered.
+REGISTRIES = {"MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY, "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY}
 
 LOGGERS = ("detectron2", "fvcore", "lowrank_d2")
 
@@ -55,8 +59,9 @@ def load_config(files: Union[str, Sequence[str]], opts: Sequence[str] = ()) -> C
     if architecture is not None:
         _add_project(cfg, str(architecture.value))
     merge_settings(cfg, settings)
-    if architecture is not None:
-        _check_architecture(cfg.MODEL.META_ARCHITECTURE, architecture.where)
+    for key, registry in REGISTRIES.items():
+        if key in written:
+            _check_registered(key, str(written[key].value), registry, written[key].where)
     if "MODEL.DEVICE" not in written:
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
         logger.info("MODEL.DEVICE is not set: running on %s.", cfg.MODEL.DEVICE)
@@ -209,8 +214,8 @@ def _add_project(cfg: CfgNode, architecture: str) -> None:
     importlib.import_module(package).add_config(cfg)
 
 
-def _check_architecture(name: str, where: str) -> None:
-    known = [entry for entry, _ in META_ARCH_REGISTRY]
+def _check_registered(key: str, name: str, registry: Registry, where: str) -> None:
+    known = [entry for entry, _ in registry]
     if name not in known:
         guess = nearest(name, known) or sorted(known)
-        raise ConfigError(f"{where}: MODEL.META_ARCHITECTURE {name!r} is unknown. Did you mean {' or '.join(guess)}?")
+        raise ConfigError(f"{where}: {key} {name!r} is unknown. Did you mean {' or '.join(guess)}?")

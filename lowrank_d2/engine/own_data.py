@@ -10,7 +10,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from lowrank_d2.data.check import check_num_classes
 from lowrank_d2.data.datasets.own import register_own
 from lowrank_d2.engine.config_values import nearest
+from lowrank_d2.engine.defaults import tool_parser
 from lowrank_d2.errors import ConfigError, DeltaError
+from lowrank_d2.modeling.delta_file import local_delta
 from lowrank_d2.peft import read_header
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--val-images", metavar="DIR", help="the folder of their images; else --train-images")
     group.add_argument("--skip-missing", action="store_true", help="leave out images that are not there")
     parser.add_argument("--epochs", type=_positive, metavar="N", help="train for N epochs, evaluating after each")
+
+
+def dataset_parser(description: str) -> argparse.ArgumentParser:
+    """A parser for tools that look at one dataset: `--dataset NAME`, or `--json A.json --images DIR`."""
+    parser = tool_parser(description)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--dataset", metavar="NAME", help="a registered dataset, such as ndd20_train")
+    what.add_argument("--json", dest="json_file", metavar="A.json", help="a COCO file; needs --images")
+    parser.add_argument("--images", metavar="DIR", help="the folder that the file names of --json start from")
+    return parser
+
+
+def check_images_given(args: argparse.Namespace) -> None:
+    """Raises ConfigError when --json of `dataset_parser` lacks its --images."""
+    if args.json_file is not None and args.images is None:
+        raise ConfigError("--json needs --images DIR, the folder that its file names start from.")
 
 
 def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -76,7 +94,7 @@ def take_classes(cfg: CfgNode, opts: Sequence[str]) -> None:
     if not classes:
         return
     if cfg.MODEL.PEFT.DELTA:
-        _compare(cfg.MODEL.PEFT.DELTA, list(read_header(cfg.MODEL.PEFT.DELTA).class_names), classes, names[0])
+        _compare(cfg.MODEL.PEFT.DELTA, list(read_header(local_delta(cfg.MODEL.PEFT.DELTA)).class_names), classes, names[0])
         return
     for section in _CLASS_SECTIONS:
         if f"MODEL.{section}.NUM_CLASSES" in opts[::2]:
@@ -95,7 +113,7 @@ def with_num_classes(cfg: CfgNode, count: int) -> CfgNode:
 
 def use_epochs(cfg: CfgNode, epochs: int, opts: Sequence[str]) -> None:
     """Sets MAX_ITER to `epochs`, one evaluation and checkpoint an epoch unless `opts` say else, the rest in proportion."""
-    images = len(get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS))
+    images = _count_images(cfg)
     solver = cfg.SOLVER
     epoch = images / (solver.IMS_PER_BATCH * solver.ACCUMULATE)
     before, solver.MAX_ITER = solver.MAX_ITER, max(math.ceil(epochs * epoch), 1)
@@ -109,17 +127,37 @@ def use_epochs(cfg: CfgNode, epochs: int, opts: Sequence[str]) -> None:
     logger.info("%d epochs of %d images: %d iterations.", epochs, images, solver.MAX_ITER)
 
 
+def check_share(cfg: CfgNode, processes: int) -> None:
+    """Raises ConfigError when there are fewer training images than processes."""
+    images = _count_images(cfg) if processes > 1 else 1
+    if processes > max(images, 1):
+        raise ConfigError(
+            f"{processes} processes are more than the {images} images of {', '.join(cfg.DATASETS.TRAIN)}. "
+            f"Use at most {images} (--num-gpus, --num-processes)."
+        )
+
+
+def _count_images(cfg: CfgNode) -> int:
+    return len(get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS))
+
+
 def _classes(names: Sequence[str]) -> List[str]:
     return list(MetadataCatalog.get(names[0]).get("thing_classes", [])) if names else []
 
 
 def _compare(path: str, ours: List[str], theirs: List[str], dataset: str) -> None:
-    if ours != theirs:
-        only_ours, only_theirs = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+    if ours == theirs:
+        return
+    only_ours, only_theirs = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+    if only_ours or only_theirs:
         raise DeltaError(
             f"The delta {path} has {len(ours)} classes, the dataset {dataset} has {len(theirs)}: only in the delta "
-            f"{only_ours}, only in the dataset {only_theirs}, in the delta's order {ours[:8]}. Use data of the same classes."
+            f"{only_ours}, only in the dataset {only_theirs}. Use data of the same classes."
         )
+    raise DeltaError(
+        f"The classes of the dataset {dataset} stand in another order, {theirs}, than those of the delta {path}, {ours}. "
+        "Number the categories of the data as the delta has them."
+    )
 
 
 def _positive(text: str) -> int:

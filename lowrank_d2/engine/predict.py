@@ -22,7 +22,8 @@ from lowrank_d2.engine.defaults import check_device
 from lowrank_d2.engine.own_data import with_num_classes
 from lowrank_d2.engine.trainer import LowRankTrainer
 from lowrank_d2.errors import ConfigError, DataError, OutputError, TrainingError
-from lowrank_d2.files import write_json, write_with
+from lowrank_d2.files import PathLike, write_json, write_with
+from lowrank_d2.modeling.delta_file import local_delta
 from lowrank_d2.peft import read_header
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def predict_files(cfg: CfgNode, source: str, output: str, threshold: float = 0.5
     verify_weights(cfg)
     files = find_files(source, leave_out=output)
     names = _unique_names(files)
-    _check_output(output, files)
+    check_output(output, files)
     predictor = Predictor(cfg)
     records: List[dict] = []
     images, skipped = 0, []
@@ -114,7 +115,7 @@ class Predictor:
     def __init__(self, cfg: CfgNode):
         dataset, ids = _classes_of_data(cfg)
         if cfg.MODEL.PEFT.DELTA:
-            recorded = list(read_header(cfg.MODEL.PEFT.DELTA).class_names)
+            recorded = list(read_header(local_delta(cfg.MODEL.PEFT.DELTA)).class_names)
         else:
             recorded = stored_class_names(cfg.MODEL.WEIGHTS)
             if recorded:
@@ -191,7 +192,8 @@ def _unique_names(files: Sequence[str]) -> List[str]:
     return names
 
 
-def _check_output(output: str, files: Sequence[str]) -> None:
+def check_output(output: PathLike, files: Sequence[str]) -> None:
+    """Raises OutputError when `output` is a file, or the folder of one of the images `files`."""
     if os.path.exists(output) and not os.path.isdir(output):
         raise OutputError(f"--output {output} is a file. Name a folder.")
     if os.path.realpath(output) in {os.path.dirname(os.path.realpath(path)) for path in files}:

@@ -1,19 +1,14 @@
 """How large a configured model is and how much of it trains, without allocating it."""
-import torch
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
-from lowrank_d2.engine.trainer import LowRankTrainer
+from lowrank_d2.engine.rehearsal import build_on_meta
 from lowrank_d2.peft import Counts, count
 
 
 def report(cfg: CfgNode) -> Counts:
     """Counts the parameters of the model that `cfg` describes, built on the meta device."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "meta"
-    with torch.device("meta"):
-        return count(LowRankTrainer.build_model(cfg))
+    return count(build_on_meta(cfg))
 
 
 def table(counts: Counts) -> str:

@@ -12,7 +12,8 @@ from lowrank_d2.data.check import check_config
 from lowrank_d2.engine import launch, own_data
 from lowrank_d2.engine.checkpoint import LowRankCheckpointer, verify_weights
 from lowrank_d2.engine.defaults import LOGGERS, check_device, config_parser, load_config, prepare_output_dir, show_log
-from lowrank_d2.engine.evaluators import ap_table
+from lowrank_d2.engine.evaluators import ap_table, verify_expected
+from lowrank_d2.engine.rehearsal import rehearse
 from lowrank_d2.engine.trainer import LowRankTrainer
 from lowrank_d2.errors import ConfigError
 from lowrank_d2.files import folder_lock
@@ -34,6 +35,7 @@ def main(args: argparse.Namespace) -> None:
     """Checks all that can be checked, then trains or evaluates, alone in OUTPUT_DIR."""
     cfg = configure(args)
     check_device(cfg)
+    launch.check_address(args)
     if args.eval_only and not cfg.DATASETS.TEST:
         raise ConfigError("--eval-only needs data: set DATASETS.TEST or give --train-json and --val-json.")
     if not args.eval_only and not cfg.DATASETS.TRAIN:
@@ -41,6 +43,9 @@ def main(args: argparse.Namespace) -> None:
     if not args.resume:
         verify_weights(cfg)
     check_config(_read_by(cfg, args))
+    if not args.eval_only:
+        own_data.check_share(cfg, launch.world_size(args))
+    rehearse(cfg, trains=not args.eval_only)
     prepare_output_dir(cfg.OUTPUT_DIR)
     with folder_lock(cfg.OUTPUT_DIR):
         if launch.world_size(args) == 1:
@@ -102,7 +107,9 @@ def _evaluate(cfg: CfgNode, resume: bool) -> Dict[str, Any]:
     if not cfg.MODEL.WEIGHTS and not resume:
         logger.warning("MODEL.WEIGHTS is empty: a model with random weights is evaluated.")
     LowRankCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    return LowRankTrainer.test(cfg, model)
+    results = LowRankTrainer.test(cfg, model)
+    verify_expected(cfg, results)
+    return results
 
 
 @contextlib.contextmanager

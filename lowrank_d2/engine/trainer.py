@@ -3,6 +3,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
@@ -23,13 +24,16 @@ from lowrank_d2.engine import hooks, optimizer, random_state, resuming
 from lowrank_d2.engine.checkpoint import LowRankCheckpointer, warn_of_little_space
 from lowrank_d2.engine.data_loader import PositionedDataset, build_train_loader, loader_of
 from lowrank_d2.engine.defaults import check_device, prepare_output_dir
-from lowrank_d2.engine.evaluators import build_evaluator
+from lowrank_d2.engine.evaluators import build_evaluator, verify_expected
 from lowrank_d2.engine.interrupt import Interrupted, SignalGuard
-from lowrank_d2.errors import LowRankError, TrainingError
+from lowrank_d2.errors import ConfigError, LowRankError, TrainingError
 from lowrank_d2.files import write_text
+from lowrank_d2.modeling.delta_file import with_local_delta
 from lowrank_d2.peft import PeftConfig, apply_peft, check_gradients, eval_frozen, regularization
 
 logger = logging.getLogger(__name__)
+
+_NO_NUMBERS = re.compile(r"\bnan\b|not finite|invalid numeric entries|infeasible", re.IGNORECASE)  # ours, and scipy's
 
 
 class LowRankTrainer(DefaultTrainer):
@@ -50,7 +54,6 @@ class LowRankTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         TrainerBase.__init__(self)
         check_device(cfg)
-        prepare_output_dir(cfg.OUTPUT_DIR)
         cfg = DefaultTrainer.auto_scale_workers(cfg.clone(), comm.get_world_size())
         cfg.defrost()
         self._own_seed = cfg.SEED >= 0
@@ -70,6 +73,7 @@ class LowRankTrainer(DefaultTrainer):
         self._amp = cfg.SOLVER.AMP
         uses_scaler = self._amp.ENABLED and self._amp.DTYPE == "float16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=uses_scaler)
+        prepare_output_dir(cfg.OUTPUT_DIR)
         self.checkpointer = LowRankCheckpointer(self.model, cfg.OUTPUT_DIR)
         self.guard = SignalGuard()
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -95,10 +99,20 @@ class LowRankTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The model of `cfg`; one that does not read MODEL.PEFT itself is adapted here."""
-        model = build_model(cfg)
+        """The model of `cfg`; one that does not read MODEL.PEFT itself is adapted here.
+
+        Raises:
+            ConfigError: the values of MODEL describe no model, or one that the installed Detectron2 has not.
+        """
+        try:
+            model = build_model(cfg)
+        except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
+            raise ConfigError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} cannot be built: {type(error).__name__}: {error}. "
+                "Look through the sections below MODEL, or choose another model."
+            ) from error
         if not hasattr(model, "peft_config"):
-            apply_peft(model, PeftConfig.from_node(cfg.MODEL.PEFT))
+            apply_peft(model, PeftConfig.from_node(with_local_delta(cfg).MODEL.PEFT))
         return model
 
     @classmethod
@@ -169,6 +183,7 @@ class LowRankTrainer(DefaultTrainer):
             finally:
                 self._batches = None  # ends the loader's workers
                 self.after_train()
+        verify_expected(self.cfg, self.results)
         return self.results
 
     def run_step(self) -> None:
@@ -287,7 +302,7 @@ class LowRankTrainer(DefaultTrainer):
                 "SOLVER.ACCUMULATE by as much) or INPUT.IMAGE_SIZE, then run again with --resume."
             )
         # Matching stops at predictions that are not finite, before there is a loss to look at.
-        if isinstance(error, (FloatingPointError, ValueError)) and "nan" in str(error).lower():
+        if isinstance(error, (FloatingPointError, ValueError)) and _NO_NUMBERS.search(str(error)):
             return self._not_finite(text)
         # A dying worker shows as torch's RuntimeError, anywhere, or as a broken pipe of its queue.
         lost = _lost_worker(self._batches) if isinstance(error, (RuntimeError, OSError, EOFError)) else ""

@@ -12,6 +12,7 @@ from lowrank_d2.engine.checkpoint import LowRankCheckpointer, read_checkpoint, v
 from lowrank_d2.engine.trainer import LowRankTrainer
 from lowrank_d2.errors import CheckpointError, ConfigError
 from lowrank_d2.files import PathLike, replacing
+from lowrank_d2.modeling.delta_file import local_delta
 from lowrank_d2.modeling.maskdino import weights as maskdino
 from lowrank_d2.peft import DeltaHeader, merge, read_header
 from lowrank_d2.peft.delta import MARKER
@@ -66,10 +67,11 @@ def merge_delta(cfg: CfgNode, delta: PathLike, output: PathLike) -> DeltaHeader:
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("MODEL.WEIGHTS is empty. Set it to the base that the delta was trained on.")
     verify_weights(cfg)
+    delta = local_delta(str(delta))
     header = read_header(delta)
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.PEFT.DELTA = str(delta)
+    cfg.MODEL.PEFT.DELTA = delta
     model = LowRankTrainer.build_model(cfg).eval()
     LowRankCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     write_weights(merge(model), output, {"class_names": json.dumps(header.class_names)})

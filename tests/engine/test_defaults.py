@@ -71,6 +71,10 @@ def test_typo_names_file_line_and_full_key(tmp_path):
     (["SEED"], ["SEED", "no value"]),
     (["SEED", "3", "--resume"], ["--resume", "before"]),
     (["MODEL.META_ARCHITECTURE", "GeneralizedRCN"], ["'GeneralizedRCN'", "GeneralizedRCNN?"]),
+    (["MODEL.BACKBONE.NAME", "build_resnet_backbne"], ["'build_resnet_backbne'", "build_resnet_backbone?"]),
+    (["MODEL.RESNETS.DEPTH", "51"], ["is 51", "50, 101"]),
+    (["INPUT.MIN_SIZE_TRAIN", "(640, 0)"], ["(640, 0)", "at least 1"]),
+    (["INPUT.MIN_SIZE_TEST", "-5"], ["-5", "at least 0"]),
     (["VERSIONS", "2"], ["VERSION?"]),
 ])
 def test_refused_words(words, parts):
@@ -86,6 +90,12 @@ def test_refused_files(tmp_path):
     refused([], "absent.yaml", "base.yaml", files=[write(tmp_path, "base.yaml", "_BASE_: absent.yaml\n")])
     refused([], "list", files=[write(tmp_path, "list.yaml", "- 1\n- 2\n")])
     refused([], "syntax.yaml:2", files=[write(tmp_path, "syntax.yaml", "SEED: 1\n MODEL: {\n")])
+
+
+def test_infinite_numbers_and_old_versions_in_files(tmp_path):
+    refused([], "a.yaml:2: SOLVER.BASE_LR is inf", files=[write(tmp_path, "a.yaml", "SOLVER:\n  BASE_LR: .inf\n")])
+    old = write(tmp_path, "old.yaml", "VERSION: 1\nMODEL: {MASK_ON: True}\n")
+    refused([], "old.yaml:1: VERSION is 1", "version 2", "merge_from_file", files=[old])
 
 
 def test_python_tags_are_refused_and_not_run(tmp_path):

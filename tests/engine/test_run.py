@@ -100,6 +100,41 @@ def test_all_records_are_checked_first(tmp_path, own, capfd):
     assert "5.png" in capfd.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("opts, part", [
+    (["MODEL.PEFT.LORA.TARGETS", "['vlaue_proj']"], "'vlaue_proj' matches no Linear"),
+    (["MODEL.PEFT.METHODS", "[]", "MODEL.PEFT.TRAIN", "none", "MODEL.PEFT.TRAIN_LABEL_EMBEDDING", "False"], "Nothing"),
+    (["MODEL.MaskDINO.HIDDEN_DIM", "63"], "HIDDEN_DIM is 63"),
+    (["MODEL.RESNETS.OUT_FEATURES", "['res2']"], "MaskDINO cannot be built.*'res3'"),
+    (["SOLVER.LR_SCHEDULER_NAME", "Cosine"], "Cosine"),
+    (["INPUT.DATASET_MAPPER_NAME", "lowrank"], "DATASET_MAPPER_NAME is 'lowrank'"),
+    (["MODEL.PEFT.DELTA", "lowrank_d2://maskdino_small.safetensors", "MODEL.WEIGHTS", "x"], "no header of a delta"),
+])
+def test_what_cannot_be_built_is_found_before_anything_is_written(tmp_path, own, capfd, monkeypatch, opts, part):
+    import re
+
+    monkeypatch.setattr("lowrank_d2.engine.run.verify_weights", lambda cfg: None)
+    assert run(tmp_path, *own, "--", *opts) == 2
+    error = capfd.readouterr().err
+    assert re.search(part, error) and error.count("error:") == 1 and not (tmp_path / "out").exists()
+
+
+def test_more_processes_than_images(tmp_path, own, capfd):
+    assert run(tmp_path, *own, "--num-processes", "16", "--", "SOLVER.IMS_PER_BATCH", "16") == 2
+    assert "16 processes are more than the 11 images of own_train" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_that_were_expected(tmp_path, own, capfd):
+    out = tmp_path / "out"
+    wrong = "[['segm', 'AP', 99.0, 0.1]]"
+    assert run(tmp_path, *own, "--epochs", "1", "--", "TEST.EXPECTED_RESULTS", wrong) == 3
+    assert "EXPECTED_RESULTS [['segm', 'AP', 99.0, 0.1]]" in capfd.readouterr().err and (out / "model_final.pth").exists()
+    right = "[['segm', 'AP', 0.0, 50.0]]"
+    words = ["MODEL.WEIGHTS", str(out / "model_final.pth"), "TEST.EXPECTED_RESULTS"]
+    assert run(tmp_path, *own, "--eval-only", "--", *words, right) == 0
+    assert run(tmp_path, *own, "--eval-only", "--", *words, wrong) == 3
+
+
 def test_a_number_of_classes_that_differs(tmp_path, own, capfd):
     assert run(tmp_path, *own, "--", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3") == 2
     assert "NUM_CLASSES is 3, but own_train has 1 classes (thing)" in capfd.readouterr().err

@@ -5,6 +5,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from lowrank_d2.errors import ConfigError
+from lowrank_d2.modeling.delta_file import with_local_delta
 from lowrank_d2.modeling.maskdino.decoder import BOX_TYPES
 from lowrank_d2.modeling.maskdino.fork import translate_fork
 from lowrank_d2.modeling.maskdino.inference import InferenceOptions
@@ -20,7 +21,7 @@ def resolve(cfg: CfgNode) -> tuple[CfgNode, PeftConfig]:
     Raises:
         ConfigError: a value that no Mask DINO can be built from, or a delta without the base that it belongs to.
     """
-    cfg = translate_fork(cfg)
+    cfg = with_local_delta(translate_fork(cfg))
     peft = PeftConfig.from_node(cfg.MODEL.PEFT)
     if cfg.MODEL.PEFT.DELTA:
         if not cfg.MODEL.WEIGHTS:
