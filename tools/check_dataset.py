@@ -11,16 +11,13 @@ import sys
 from lowrank_d2.data.check import check_dataset, check_json, check_together
 from lowrank_d2.data.coco_json import CocoData
 from lowrank_d2.data.image_files import EXIF_CHOICES, MAX_PIXELS
-from lowrank_d2.engine.defaults import run_tool, tool_parser
-from lowrank_d2.errors import ConfigError
+from lowrank_d2.engine.defaults import run_tool
+from lowrank_d2.engine.own_data import check_images_given, dataset_parser
+from lowrank_d2.errors import DataError
 
 
 def parser() -> argparse.ArgumentParser:
-    result = tool_parser(__doc__)
-    what = result.add_mutually_exclusive_group(required=True)
-    what.add_argument("--dataset", metavar="NAME", help="a registered dataset, such as ndd20_train")
-    what.add_argument("--json", dest="json_file", metavar="A.json", help="a COCO file; needs --images")
-    result.add_argument("--images", metavar="DIR", help="the folder that the file names of --json start from")
+    result = dataset_parser(__doc__)
     result.add_argument("--json-report", action="store_true", help="print the report as one JSON object, the last line")
     result.add_argument(
         "--decode", action="store_true", help="decode every image, which finds all damage and takes longer"
@@ -33,23 +30,23 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> None:
+    check_images_given(args)
     options = {"exif": args.exif, "max_pixels": args.max_pixels, "decode": args.decode}
     if args.dataset:
         data = check_dataset(args.dataset, **options)
     else:
-        if args.images is None:
-            raise ConfigError("--json needs --images DIR, the folder that its file names start from.")
         data = check_json(args.json_file, args.images, skip_missing=args.skip_missing, **options)
     if not data.report.of("error"):
         data.report.extend(check_together([data], []))
-    failed = bool(data.report.of("error"))
     print(_summary(data))
     if list(data.report):
         print(data.report.table())
     if args.json_report:
         print(_as_json(data))
-    return 2 if failed else 0
+    errors = data.report.of("error")
+    if errors:
+        raise DataError(f"{data.report.subject} cannot be used: {'; '.join(each.what for each in errors)}. See the table.")
 
 
 def _summary(data: CocoData) -> str:

@@ -10,7 +10,9 @@ from tqdm import tqdm
 
 from lowrank_d2.data.datasets import load, register_json
 from lowrank_d2.data.pictures import draw_record
-from lowrank_d2.engine.defaults import run_tool, tool_parser
+from lowrank_d2.engine.defaults import run_tool
+from lowrank_d2.engine.own_data import check_images_given, dataset_parser
+from lowrank_d2.engine.predict import check_output
 from lowrank_d2.errors import ConfigError
 from lowrank_d2.files import write_with
 
@@ -18,11 +20,7 @@ OWN = "visualized"
 
 
 def parser() -> argparse.ArgumentParser:
-    result = tool_parser(__doc__)
-    what = result.add_mutually_exclusive_group(required=True)
-    what.add_argument("--dataset", metavar="NAME", help="a registered dataset, such as ndd20_train")
-    what.add_argument("--json", dest="json_file", metavar="A.json", help="a COCO file; needs --images")
-    result.add_argument("--images", metavar="DIR", help="the folder that the file names of --json start from")
+    result = dataset_parser(__doc__)
     result.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the pictures")
     result.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     result.add_argument(
@@ -32,12 +30,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.json_file and args.images is None:
-        raise ConfigError("--json needs --images DIR, the folder that its file names start from.")
-    if args.limit is not None and args.limit < 1 or args.scale <= 0:
-        raise ConfigError(f"--limit {args.limit} and --scale {args.scale} must be above 0.")
+    check_images_given(args)
+    if args.limit is not None and args.limit < 1 or not 0 < args.scale <= 100:
+        raise ConfigError(f"--limit {args.limit} and --scale {args.scale} must be above 0, the scale at most 100.")
     data = register_json(OWN, args.json_file, args.images) if args.json_file else load(args.dataset)
     data.report.raise_errors()
+    check_output(args.output, [record["file_name"] for record in data.records])
     metadata = MetadataCatalog.get(OWN if args.json_file else args.dataset)
     names = set()
     for record in tqdm(data.records[: args.limit], "drawing", unit="image", disable=None):

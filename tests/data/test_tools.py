@@ -48,6 +48,7 @@ def test_check_dataset_on_a_broken_file(run, own):
         "empty-image",
     ]
     assert "category_id 77" in "\n".join(table) and "Traceback" not in out + err
+    assert err.count("error: ") == 1 and str(own.json) in err and "category ids that are not in categories" in err
 
 
 def test_warnings_alone_leave_a_dataset_usable(run, own):
@@ -75,6 +76,16 @@ def test_a_file_without_usable_objects_and_one_that_is_no_json(run, own):
     own.json.write_text("{")
     code, out, _ = run("tools/check_dataset.py", "--json", own.json, "--images", own.images, "--json-report")
     assert code == 2 and json.loads(out.strip().splitlines()[-1])["error"] == 1
+
+
+def test_pictures_do_not_replace_the_images(run, own):
+    own.save()
+    before = (own.images / "1.png").read_bytes()
+    words = ["--json", own.json, "--images", own.images, "--output"]
+    code, _, err = run("tools/visualize.py", *words, own.images)
+    assert code == 2 and "would be overwritten" in err and (own.images / "1.png").read_bytes() == before
+    code, _, err = run("tools/visualize.py", *words, own.json)
+    assert code == 2 and "is a file" in err
 
 
 def test_check_dataset_of_a_missing_tree(run, tmp_path, monkeypatch):
