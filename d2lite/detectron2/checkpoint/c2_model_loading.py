@@ -31,20 +31,14 @@ _DETECTION_RULES = [
     (r"^rpn\.bbox\.pred(\.fpn2)?", "proposal_generator.rpn_head.anchor_deltas"),
     (r"^rpn\.cls\.logits(\.fpn2)?", "proposal_generator.rpn_head.objectness_logits"),
     # boxes
-    (r"^bbox\.pred", "bbox_pred"),
-    (r"^cls\.score", "cls_score"),
-    (r"^fc6\.", "box_head.fc1."),
-    (r"^fc7\.", "box_head.fc2."),
-    (r"^head\.conv", "box_head.conv"),
+    (r"^bbox\.pred", "bbox_pred"), (r"^cls\.score", "cls_score"),
+    (r"^fc6\.", "box_head.fc1."), (r"^fc7\.", "box_head.fc2."), (r"^head\.conv", "box_head.conv"),
     # FPN; the block's number within its stage differs between depths
     (r"^fpn\.inner\.res(\d)\.\d+\.sum(\.lateral)?", r"fpn_lateral\1"),
     (r"^fpn\.res(\d)\.\d+\.sum", r"fpn_output\1"),
-    # masks
-    (r"^\.(\[mask\]|mask)\.fcn", "mask_head.mask_fcn"),
-    (r"^mask\.fcn\.logits", "mask_head.predictor"),
-    (r"^conv5\.mask", "mask_head.deconv"),
-    # keypoints
-    (r"^conv\.fcn", "roi_heads.keypoint_head.conv_fcn"),
+    # masks and keypoints
+    (r"^\.(\[mask\]|mask)\.fcn", "mask_head.mask_fcn"), (r"^mask\.fcn\.logits", "mask_head.predictor"),
+    (r"^conv5\.mask", "mask_head.deconv"), (r"^conv\.fcn", "roi_heads.keypoint_head.conv_fcn"),
     (r"^kps\.score\.lowres", "roi_heads.keypoint_head.score_lowres"),
     (r"^kps\.score\.", "roi_heads.keypoint_head.score."),
 ]
@@ -62,11 +56,7 @@ def convert_basic_c2_names(original_keys: List[str]) -> List[str]:
 
 
 def convert_c2_detectron_names(weights: Dict[str, torch.Tensor]):
-    """Renames Caffe2 Detectron weights and drops or moves the background class, which came first there.
-
-    Returns:
-        ({new name: tensor}, {new name: original name}).
-    """
+    """({new name: tensor}, {new name: original name}); the background class, first in Caffe2, is dropped or moved."""
     logging.getLogger(__name__).info("Renaming %d Caffe2 weights", len(weights))
     converted, original_names = {}, {}
     for original, basic in sorted(zip(weights, convert_basic_c2_names(list(weights)))):
@@ -77,22 +67,15 @@ def convert_c2_detectron_names(weights: Dict[str, torch.Tensor]):
             value = torch.cat([value[1:], value[:1]])
         elif name.startswith("mask_head.predictor."):
             value = value[1:]
-        converted[name] = value
-        original_names[name] = original
+        converted[name], original_names[name] = value, original
     return converted, original_names
 
 
 def align_and_update_state_dicts(model_state_dict, ckpt_state_dict, c2_conversion=True):
-    """Gives the checkpoint's tensors the names of the model.
+    """The checkpoint's tensors, matched ones under the model's names, then the others under their own.
 
     Each key of the model takes the longest key of the checkpoint that equals it or is its end after a dot, provided
-    that the shapes agree.
-
-    Returns:
-        dict: the matched tensors under the model's names, then the others under their own.
-
-    Raises:
-        ValueError: one key of the checkpoint is the best for two keys of the model.
+    that the shapes agree. ValueError if one key of the checkpoint is the best for two keys of the model.
     """
     logger = logging.getLogger(__name__)
     original_names = {key: key for key in ckpt_state_dict}
@@ -105,16 +88,11 @@ def align_and_update_state_dicts(model_state_dict, ckpt_state_dict, c2_conversio
             continue
         model_shape, shape = tuple(model_state_dict[model_key].shape), tuple(ckpt_state_dict[key].shape)
         if model_shape != shape:
-            logger.warning(
-                "%s of the checkpoint has shape %s but %s of the model %s: it will not be loaded. "
-                "Check whether that is meant.", original_names[key], shape, model_key, model_shape
-            )
+            message = "%s of the checkpoint has shape %s but %s of the model %s: it is not loaded. Is that meant?"
+            logger.warning(message, original_names[key], shape, model_key, model_shape)
             continue
         if key in matched:
-            raise ValueError(
-                f"{key} of the checkpoint fits two keys of the model, {matched[key]} and {model_key}: "
-                "the suffixes of their names are ambiguous"
-            )
+            raise ValueError(f"{key} of the checkpoint ambiguously fits two keys, {matched[key]} and {model_key}")
         matched[key] = model_key
     _log_matches(logger, matched, original_names)
     result = {model_key: ckpt_state_dict[key] for key, model_key in matched.items()}
@@ -124,11 +102,8 @@ def align_and_update_state_dicts(model_state_dict, ckpt_state_dict, c2_conversio
 
 def _longest_matching_suffix(model_key, keys):
     parts = model_key.split(".")
-    for start in range(len(parts)):
-        suffix = ".".join(parts[start:])
-        if suffix in keys:
-            return suffix
-    return None
+    suffixes = (".".join(parts[start:]) for start in range(len(parts)))
+    return next((suffix for suffix in suffixes if suffix in keys), None)
 
 
 def _log_matches(logger, matched, original_names):
@@ -140,11 +115,10 @@ def _log_matches(logger, matched, original_names):
     for key, model_key in matched.items():
         module, _, parameter = model_key.rpartition(".")
         modules[module].append((parameter, original_names[key]))
-    lines = [
-        f"  {module}.{{{', '.join(parameter for parameter, _ in group)}}} <- "
-        f"{_longest_common_prefix_str([original for _, original in group])}"
-        for module, group in modules.items()
-    ]
+    lines = []
+    for module, group in modules.items():
+        parameters, originals = zip(*group)
+        lines.append(f"  {module}.{{{', '.join(parameters)}}} <- {_longest_common_prefix_str(originals)}")
     logger.info("%d weights of the checkpoint matched by name:\n%s", len(matched), "\n".join(lines))
 
 

@@ -19,13 +19,8 @@ class ModelCatalog:
 
     @staticmethod
     def get(name):
-        """The address of `ImageNetPretrained/...`.
-
-        Raises:
-            KeyError: no such ImageNet model.
-            NotInLiteRuntime: a Caffe2 detector, whose architecture is not here either.
-            RuntimeError: any other name.
-        """
+        """The address of `ImageNetPretrained/...`; KeyError for another model, NotInLiteRuntime for a Caffe2 detector,
+        whose architecture is not here either, RuntimeError for any other name."""
         kind, _, model = name.partition("/")
         if kind == "ImageNetPretrained":
             return f"{ModelCatalog.S3_C2_DETECTRON_PREFIX}/{ModelCatalog.C2_IMAGENET_MODELS[model]}"

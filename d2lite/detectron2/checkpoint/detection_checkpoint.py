@@ -20,11 +20,8 @@ class DetectionCheckpointer(Checkpointer):
     checkpoint that equals its own or is its end after a dot. Pickles (.pkl) of Caffe2 and .pyth files imply it.
     Files appear under their name only when they are complete, so that a crash leaves the previous one.
 
-    Args:
-        model: module, or one wrapped for data parallelism.
-        save_dir: folder to save to; "" saves nothing.
-        save_to_disk: None saves on the main process only.
-        checkpointables: further objects with state_dict and load_state_dict, saved under their keyword.
+    Without a `save_dir` nothing is saved; `save_to_disk` None saves on the main process only. The `checkpointables`
+    have state_dict and load_state_dict, and are saved under their keyword.
     """
 
     def __init__(self, model, save_dir="", *, save_to_disk=None, **checkpointables):
@@ -54,12 +51,7 @@ class DetectionCheckpointer(Checkpointer):
             stream.write(last_filename_basename.encode())
 
     def load(self, path, *args, **kwargs):
-        """Loads `path` ("" or None loads nothing); returns what in the file was neither model nor checkpointable.
-
-        Raises:
-            AssertionError: there is no such file.
-            ValueError: a query other than matching_heuristics, or one name in the file fits two of the model.
-        """
+        """Loads `path` ("" or None loads nothing); returns what in the file was neither model nor checkpointable."""
         path, self._matching_heuristics = self._split_query(path)
         return super().load(path, *args, **kwargs)
 
@@ -107,19 +99,17 @@ class DetectionCheckpointer(Checkpointer):
     def _load_model(self, checkpoint):
         if checkpoint.get("matching_heuristics", False):
             self._convert_ndarray_to_tensor(checkpoint["model"])
-            checkpoint["model"] = align_and_update_state_dicts(
-                self.model.state_dict(), checkpoint["model"], c2_conversion=checkpoint.get("__author__") == "Caffe2",
-            )
+            is_caffe2 = checkpoint.get("__author__") == "Caffe2"
+            model = self.model.state_dict()
+            checkpoint["model"] = align_and_update_state_dicts(model, checkpoint["model"], c2_conversion=is_caffe2)
         incompatible = super()._load_model(checkpoint)
-        # The config decides on these, so files without them are complete.
-        buffers = dict(self.model.named_buffers(recurse=False))
-        for name in ("pixel_mean", "pixel_std"):
-            if name in buffers and name in incompatible.missing_keys:
-                incompatible.missing_keys.remove(name)
-        # Older files hold anchors, which models compute.
-        for name in list(incompatible.unexpected_keys):
-            if "anchor_generator.cell_anchors" in name:
-                incompatible.unexpected_keys.remove(name)
+        # The config decides on these, so files without them are complete; and older files hold anchors, which models
+        # compute.
+        own = {name for name, _ in self.model.named_buffers(recurse=False)} & {"pixel_mean", "pixel_std"}
+        incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in own]
+        incompatible.unexpected_keys[:] = [
+            name for name in incompatible.unexpected_keys if "anchor_generator.cell_anchors" not in name
+        ]
         return incompatible
 
     @contextlib.contextmanager

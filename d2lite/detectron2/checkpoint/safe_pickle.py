@@ -36,13 +36,7 @@ _ALLOWED = {
 }
 
 # What torch.load needs to be told to accept in a .pth beside tensors: numpy numbers and arrays.
-NUMPY_GLOBALS = [
-    _RECONSTRUCT,
-    _SCALAR,
-    np.ndarray,
-    np.dtype,
-    *{type(np.dtype(code)) for code in "?bhilqBHILQefdFD"},
-]
+NUMPY_GLOBALS = [_RECONSTRUCT, _SCALAR, np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQefdFD"}]
 
 
 class _Unpickler(pickle.Unpickler):
@@ -57,9 +51,5 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load(stream: IO[bytes]) -> Any:
-    """Unpickles containers, text, numbers, numpy arrays and tensors; byte strings of Python 2 become latin-1 text.
-
-    Raises:
-        pickle.UnpicklingError: the file needs anything else, which might run code.
-    """
+    """Unpickles what is allowed, else raises UnpicklingError; byte strings of Python 2 become latin-1 text."""
     return _Unpickler(stream, encoding="latin1").load()

@@ -24,8 +24,7 @@ _TupleLoader.add_constructor("tag:yaml.org,2002:python/tuple", _TupleLoader.cons
 
 
 class CfgNode(_CfgNode):
-    """fvcore's ``CfgNode`` (``_BASE_``, ``COMPUTED_`` keys) whose files are opened through Detectron2's PathManager
-    and may be of an older version.
+    """fvcore's ``CfgNode`` whose files are opened through Detectron2's PathManager and may be of an older version.
 
     Merging checks types: a list and a tuple replace each other (the old type is kept), None replaces and is replaced
     by anything, every other difference is a ValueError, int for float too.
@@ -37,11 +36,9 @@ class CfgNode(_CfgNode):
 
     @classmethod
     def load_yaml_with_base(cls, filename, allow_unsafe=False):
-        """Read a yaml file into a dict, on top of the file or files that its ``_BASE_`` names.
+        """Read a yaml file into a dict, on top of the file or files that its ``_BASE_`` names, relative to its folder.
 
-        Args:
-            filename (str): relative names in its ``_BASE_`` start from its folder.
-            allow_unsafe (bool): also accept ``!!python/tuple``, the one yaml tag that Detectron2's own dumps need.
+        ``allow_unsafe`` also accepts ``!!python/tuple``, the one yaml tag that Detectron2's own dumps need.
         """
         with cls._open_cfg(filename) as file:
             text = file.read()
@@ -64,13 +61,7 @@ class CfgNode(_CfgNode):
         return merged
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True) -> None:
-        """Merge a yaml file; one of an older VERSION is brought up to this node's.
-
-        Raises:
-            AssertionError: the file does not exist or is of a newer version.
-            KeyError: a key that this configuration does not have.
-            ValueError: a value of another type.
-        """
+        """Merge a yaml file, of this VERSION or older; KeyError for an unknown key, ValueError for another type."""
         assert PathManager.isfile(cfg_filename), f"There is no config file {cfg_filename!r}."
         loaded = type(self)(self.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe))
 
@@ -82,15 +73,12 @@ class CfgNode(_CfgNode):
         version = loaded.get("VERSION", None)
         if version is None:
             version = guess_version(loaded, cfg_filename)
-        assert version <= latest, (
-            f"{cfg_filename} has VERSION {version}, but this Detectron2 knows configs up to {latest} only."
-        )
+        assert version <= latest, f"{cfg_filename} has VERSION {version}; this Detectron2 knows configs up to {latest}."
         if version == latest:
             self.merge_from_other_cfg(loaded)
             return
-        logging.getLogger(__name__).warning(
-            "%s is written for config version %d; translating it to version %d.", cfg_filename, version, latest
-        )
+        message = "%s is written for config version %d; translating it to version %d."
+        logging.getLogger(__name__).warning(message, cfg_filename, version, latest)
         old = downgrade_config(self, to_version=version)
         old.merge_from_other_cfg(loaded)
         new = upgrade_config(old)
@@ -140,9 +128,7 @@ def configurable(init_func=None, *, from_config=None):
     configuration if its first positional argument or its keyword ``cfg`` is a CfgNode or DictConfig; ``from_config``
     then gets all arguments that it takes, and the remaining keywords override what it returns.
 
-    Raises:
-        AttributeError: the class has no ``from_config``.
-        TypeError: ``from_config`` is no classmethod, or its first parameter is not called ``cfg``.
+    AttributeError if the class has no ``from_config``; TypeError if that is no classmethod, or has another first name.
     """
     if init_func is not None:
         if from_config is not None or not inspect.isfunction(init_func) or init_func.__name__ != "__init__":
@@ -194,10 +180,8 @@ def _get_args_from_config(from_config_func, *args, **kwargs) -> Mapping:
     if next(iter(parameters), None) != "cfg":
         owner = getattr(from_config_func, "__self__", from_config_func)
         raise TypeError(f"The first parameter of from_config of {owner.__name__} must be called 'cfg'.")
-    kinds = {parameter.kind for parameter in parameters.values()}
-    if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+    if any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters.values()):
         return from_config_func(*args, **kwargs)
     # Positional arguments are never forwarded: which of the two signatures they meant would be a guess.
-    taken = {name: value for name, value in kwargs.items() if name in parameters}
-    overrides = {name: value for name, value in kwargs.items() if name not in parameters}
-    return {**from_config_func(*args, **taken), **overrides}
+    taken = {name: kwargs.pop(name) for name in list(kwargs) if name in parameters}
+    return {**from_config_func(*args, **taken), **kwargs}

@@ -17,8 +17,7 @@ _RUN = {
 }
 
 _TEST = {
-    "DETECTIONS_PER_IMAGE": 100,
-    "EVAL_PERIOD": 0,
+    "DETECTIONS_PER_IMAGE": 100, "EVAL_PERIOD": 0,
     "EXPECTED_RESULTS": [],  # [[task, metric, value, tolerance], ...]
     "KEYPOINT_OKS_SIGMAS": [],
     "AUG": {
@@ -32,11 +31,9 @@ _INPUT = {
     "MASK_FORMAT": "polygon",  # or "bitmask"
     "RANDOM_FLIP": "horizontal",  # or "vertical", "none"
     "CROP": {"ENABLED": False, "TYPE": "relative_range", "SIZE": [0.9, 0.9]},
-    "MIN_SIZE_TRAIN": (800,),
+    "MIN_SIZE_TRAIN": (800,), "MAX_SIZE_TRAIN": 1333,
     "MIN_SIZE_TRAIN_SAMPLING": "choice",  # or "range": between the two sizes given
-    "MAX_SIZE_TRAIN": 1333,
-    "MIN_SIZE_TEST": 800,  # 0 does not resize
-    "MAX_SIZE_TEST": 1333,
+    "MIN_SIZE_TEST": 800, "MAX_SIZE_TEST": 1333,  # 0 does not resize
 }
 
 _DATASETS = {
@@ -45,35 +42,20 @@ _DATASETS = {
 }
 
 _DATALOADER = {
-    "NUM_WORKERS": 4,
-    "SAMPLER_TRAIN": "TrainingSampler",
-    "ASPECT_RATIO_GROUPING": True,
+    "NUM_WORKERS": 4, "SAMPLER_TRAIN": "TrainingSampler", "ASPECT_RATIO_GROUPING": True,
     "FILTER_EMPTY_ANNOTATIONS": True,
-    "REPEAT_THRESHOLD": 0.0,  # of RepeatFactorTrainingSampler
-    "REPEAT_SQRT": True,
+    "REPEAT_THRESHOLD": 0.0, "REPEAT_SQRT": True,  # of RepeatFactorTrainingSampler
 }
 
 _SOLVER = {
     "IMS_PER_BATCH": 16,  # over all processes
     "REFERENCE_WORLD_SIZE": 0,  # positive: batch, rates and periods are meant for so many processes
-    "MAX_ITER": 40000,
-    "CHECKPOINT_PERIOD": 5000,
-    "LR_SCHEDULER_NAME": "WarmupMultiStepLR",
-    "BASE_LR": 0.001,
-    "BASE_LR_END": 0.0,
-    "GAMMA": 0.1,
-    "STEPS": (30000,),
-    "NUM_DECAYS": 3,
-    "RESCALE_INTERVAL": False,
-    "WARMUP_METHOD": "linear",
-    "WARMUP_ITERS": 1000,
-    "WARMUP_FACTOR": 1.0 / 1000,
-    "MOMENTUM": 0.9,
-    "NESTEROV": False,
-    "WEIGHT_DECAY": 0.0001,
-    "WEIGHT_DECAY_NORM": 0.0,
+    "MAX_ITER": 40000, "CHECKPOINT_PERIOD": 5000,
+    "LR_SCHEDULER_NAME": "WarmupMultiStepLR", "BASE_LR": 0.001, "BASE_LR_END": 0.0, "GAMMA": 0.1, "STEPS": (30000,),
+    "NUM_DECAYS": 3, "RESCALE_INTERVAL": False,
+    "WARMUP_METHOD": "linear", "WARMUP_ITERS": 1000, "WARMUP_FACTOR": 1.0 / 1000,
+    "MOMENTUM": 0.9, "NESTEROV": False, "WEIGHT_DECAY": 0.0001, "WEIGHT_DECAY_NORM": 0.0, "BIAS_LR_FACTOR": 1.0,
     "WEIGHT_DECAY_BIAS": None,  # None: as WEIGHT_DECAY
-    "BIAS_LR_FACTOR": 1.0,
     "CLIP_GRADIENTS": {"ENABLED": False, "CLIP_TYPE": "value", "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0},
     "AMP": {"ENABLED": False},
 }
@@ -81,18 +63,10 @@ _SOLVER = {
 _BACKBONES = {
     "BACKBONE": {"NAME": "build_resnet_backbone", "FREEZE_AT": 2},
     "RESNETS": {
-        "DEPTH": 50,
-        "OUT_FEATURES": ["res4"],
-        "NORM": "FrozenBN",
-        "STEM_OUT_CHANNELS": 64,
-        "RES2_OUT_CHANNELS": 256,
-        "NUM_GROUPS": 1,
-        "WIDTH_PER_GROUP": 64,
+        "DEPTH": 50, "OUT_FEATURES": ["res4"], "NORM": "FrozenBN", "STEM_OUT_CHANNELS": 64, "RES2_OUT_CHANNELS": 256,
+        "NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "RES5_DILATION": 1,
         "STRIDE_IN_1X1": True,  # where the original MSRA weights have it; torch's are trained with False
-        "RES5_DILATION": 1,
-        "DEFORM_ON_PER_STAGE": [False, False, False, False],
-        "DEFORM_MODULATED": False,
-        "DEFORM_NUM_GROUPS": 1,
+        "DEFORM_ON_PER_STAGE": [False, False, False, False], "DEFORM_MODULATED": False, "DEFORM_NUM_GROUPS": 1,
     },
     "FPN": {"IN_FEATURES": [], "OUT_CHANNELS": 256, "NORM": "", "FUSE_TYPE": "sum"},
 }
@@ -154,27 +128,18 @@ _DENSE_HEADS = {
     "PANOPTIC_FPN": {
         "INSTANCE_LOSS_WEIGHT": 1.0,
         "COMBINE": {
-            "ENABLED": True,
-            "INSTANCES_CONFIDENCE_THRESH": 0.5,
-            "OVERLAP_THRESH": 0.5,
+            "ENABLED": True, "INSTANCES_CONFIDENCE_THRESH": 0.5, "OVERLAP_THRESH": 0.5,
             "STUFF_AREA_LIMIT": 4096,  # pixels
         },
     },
 }
 
 _MODEL = {
-    "META_ARCHITECTURE": "GeneralizedRCNN",
-    "WEIGHTS": "",
-    "DEVICE": "cuda",
+    "META_ARCHITECTURE": "GeneralizedRCNN", "WEIGHTS": "", "DEVICE": "cuda",
     "PIXEL_MEAN": [103.53, 116.28, 123.675],  # channels as in INPUT.FORMAT
     "PIXEL_STD": [1.0, 1.0, 1.0],
-    "MASK_ON": False,
-    "KEYPOINT_ON": False,
-    "LOAD_PROPOSALS": False,
-    **_BACKBONES,
-    **_PROPOSALS,
-    **_ROI_HEADS,
-    **_DENSE_HEADS,
+    "MASK_ON": False, "KEYPOINT_ON": False, "LOAD_PROPOSALS": False,
+    **_BACKBONES, **_PROPOSALS, **_ROI_HEADS, **_DENSE_HEADS,
 }
 
 _C = CN(

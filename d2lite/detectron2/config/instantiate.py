@@ -24,14 +24,10 @@ def dump_dataclass(obj: Any):
 
 
 def instantiate(cfg):
-    """Call the ``_target_`` of a mapping with its other entries, innermost mappings first.
+    """What calling the ``_target_`` of a mapping with its other entries returns, innermost mappings first.
 
-    Args:
-        cfg: a mapping with ``_target_`` (a callable or its dotted name), a list of such, or anything else, which is
-            returned as it is. In an omegaconf tree, lists and plain mappings stay omegaconf objects.
-
-    Returns:
-        what the call returns.
+    ``_target_`` is a callable or its dotted name. Lists are gone through; anything else is returned as it is. In an
+    omegaconf tree, lists and plain mappings stay omegaconf objects.
     """
     if isinstance(cfg, ListConfig):
         return ListConfig([instantiate(item) for item in cfg], flags={"allow_objects": True})
@@ -44,11 +40,8 @@ def instantiate(cfg):
 
     arguments = {key: instantiate(value) for key, value in cfg.items()}
     target = arguments.pop("_target_")
-    name = target
-    if isinstance(target, str):
-        target = locate(target)
-    else:
-        name = getattr(target, "__qualname__", repr(target))
+    name = target if isinstance(target, str) else getattr(target, "__qualname__", repr(target))
+    target = locate(target) if isinstance(target, str) else target
     assert callable(target), f"_target_ {name!r} is {target!r}, which cannot be called."
     try:
         return target(**arguments)

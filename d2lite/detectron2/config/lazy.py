@@ -2,11 +2,10 @@
 import ast
 import builtins
 import collections.abc as abc
-import importlib.machinery
-import importlib.util
 import inspect
 import logging
 import os
+import types
 import uuid
 from contextlib import contextmanager
 from copy import deepcopy
@@ -25,11 +24,8 @@ _CFG_PACKAGE_NAME = "detectron2._cfg_loader"
 class LazyCall:
     """``LazyCall(f)(a=1)`` describes the call ``f(a=1)``, for :func:`detectron2.config.instantiate` to make.
 
-    Args:
-        target: a callable, its dotted name, or another description whose result is to be called.
-
-    Returns (of the call):
-        DictConfig: the keyword arguments and ``_target_``.
+    ``f`` is a callable, its dotted name, or another description whose result is to be called. The description is a
+    DictConfig of the keyword arguments and ``_target_``.
     """
 
     def __init__(self, target):
@@ -60,19 +56,14 @@ class LazyConfig:
         In a Python file ``from .name import x`` means the file next to it; every import runs that file afresh, so
         that changing what was imported changes nobody else's.
 
-        Args:
-            keys: which variable or variables to return; default all.
-
-        Returns:
-            one value for a str, a tuple for a tuple, and without keys a DictConfig of all public global mappings.
-
-        Raises:
-            ValueError: another kind of file.
-            ImportError: a relative import of a folder, or of a file that is not there.
+        ``keys`` are the variable or variables to return, a str for one value, a tuple for a tuple; by default a
+        DictConfig of all public global mappings. ValueError for another kind of file; ImportError for a relative import
+        of a folder, or of a file that is not there.
         """
         filename = filename.replace("/./", "/")
         if filename.endswith(".py"):
-            values = _run_config_file(filename)
+            with _patch_import():
+                values = _run_config_file(filename, {})
         elif filename.endswith((".yaml", ".yml")):
             with PathManager.open(filename) as file:
                 values = OmegaConf.create(yaml.unsafe_load(file), flags={"allow_objects": True})
@@ -85,29 +76,21 @@ class LazyConfig:
             return tuple(_cast_to_config(values[key]) for key in keys)
         if not filename.endswith(".py"):
             return values
-        public = {
-            name: _cast_to_config(value)
-            for name, value in values.items()
-            if not name.startswith("_") and isinstance(value, (dict, DictConfig))
-        }
-        return DictConfig(public, flags={"allow_objects": True})
+        names = [name for name, value in values.items() if isinstance(value, (dict, DictConfig)) and name[0] != "_"]
+        return DictConfig({name: _cast_to_config(values[name]) for name in names}, flags={"allow_objects": True})
 
     @staticmethod
     def save(cfg, filename: str):
-        """Write a configuration as yaml, callables by name, omegaconf's interpolations unresolved.
-
-        What yaml cannot hold is saved by cloudpickle in ``filename + ".pkl"`` instead, with a warning.
-        """
+        """Write a configuration as yaml; what yaml cannot hold goes to ``filename + ".pkl"``, with a warning."""
         plain = deepcopy(cfg)
-        _visit_dict_config(plain, _target_to_name)
+        _name_targets(plain)
         try:
             container = OmegaConf.to_container(plain, resolve=False, structured_config_mode=SCMode.INSTANTIATE)
             text = yaml.dump(container, default_flow_style=None, allow_unicode=True, width=9999)
             yaml.unsafe_load(text)  # what cannot be read back is not saved
         except Exception as error:
-            logging.getLogger(__name__).warning(
-                "The config cannot be written as yaml (%s); %s.pkl holds it instead.", error, filename
-            )
+            message = "The config cannot be written as yaml (%s); %s.pkl holds it instead."
+            logging.getLogger(__name__).warning(message, error, filename)
             text = f"# This config cannot be written as yaml; {os.path.basename(filename)}.pkl holds it.\n{plain}\n"
             with PathManager.open(filename + ".pkl", "wb") as file:
                 cloudpickle.dump(cfg, file)
@@ -119,10 +102,7 @@ class LazyConfig:
         """Set values from ``["a.b=1", ...]`` in place and return ``cfg``; the grammar is hydra's if it is installed.
 
         A value that is neither a Python literal nor a yaml list is a string; a leading ``+`` or ``++`` means nothing.
-
-        Raises:
-            KeyError: the key goes through a value that has no keys.
-            NotImplementedError: ``~a.b``, hydra's way to delete a key.
+        KeyError if the key goes through a value that has no keys; NotImplementedError for ``~a.b``, which deletes.
         """
         if any(text.startswith("~") for text in overrides):
             raise NotImplementedError(f"Overrides cannot delete keys: {overrides}. Delete the key in the file instead.")
@@ -140,19 +120,13 @@ class LazyConfig:
 # ---- python files -------------------------------------------------------------------------------------------------
 
 
-def _run_config_file(filename: str) -> dict:
-    """The globals of a config file after it ran."""
+def _run_config_file(filename: str, namespace: dict) -> dict:
+    """``namespace`` with the globals of a config file after it ran, as a package of its own: nothing is cached."""
+    package = f"{_CFG_PACKAGE_NAME}.{uuid.uuid4().hex[:8]}.{os.path.basename(filename)}"
+    namespace.update(__file__=filename, __package__=package)
     with PathManager.open(filename) as file:
-        source = file.read()
-    with _patch_import():
-        variables = {"__file__": filename, "__package__": _random_package_name(filename)}
-        exec(compile(source, filename, "exec"), variables)
-    return variables
-
-
-def _random_package_name(filename: str) -> str:
-    """A package that nobody has imported yet, so that nothing is cached."""
-    return f"{_CFG_PACKAGE_NAME}.{uuid.uuid4().hex[:8]}.{os.path.basename(filename)}"
+        exec(compile(file.read(), filename, "exec"), namespace)
+    return namespace
 
 
 @contextmanager
@@ -165,12 +139,8 @@ def _patch_import():
         if level == 0 or not package.startswith(_CFG_PACKAGE_NAME):
             return original(name, globals, locals, fromlist=fromlist, level=level)
         filename = _file_of_relative_import(globals["__file__"], name, level)
-        spec = importlib.machinery.ModuleSpec(_random_package_name(filename), None, origin=filename)
-        module = importlib.util.module_from_spec(spec)
-        module.__file__ = filename
-        module.__package__ = spec.name
-        with PathManager.open(filename) as file:
-            exec(compile(file.read(), filename, "exec"), module.__dict__)
+        module = types.ModuleType(os.path.basename(filename))
+        _run_config_file(filename, vars(module))
         for wanted in fromlist or ():
             if wanted in vars(module):
                 setattr(module, wanted, _cast_to_config(getattr(module, wanted)))
@@ -203,21 +173,16 @@ def _cast_to_config(obj):
 # ---- saving, overriding, showing ----------------------------------------------------------------------------------
 
 
-def _visit_dict_config(cfg, func):
-    """Call ``func`` on every DictConfig of a tree, parents first."""
+def _name_targets(cfg):
+    """Replace every callable ``_target_`` of a tree by its name."""
     if isinstance(cfg, DictConfig):
-        func(cfg)
+        if callable(cfg.get("_target_")):
+            cfg["_target_"] = _convert_target_to_string(cfg["_target_"])
         for value in cfg.values():
-            _visit_dict_config(value, func)
+            _name_targets(value)
     elif isinstance(cfg, ListConfig):
         for value in cfg:
-            _visit_dict_config(value, func)
-
-
-def _target_to_name(node: DictConfig):
-    target = node.get("_target_")
-    if callable(target):
-        node["_target_"] = _convert_target_to_string(target)
+            _name_targets(value)
 
 
 def _parse_overrides(overrides: list[str]):
