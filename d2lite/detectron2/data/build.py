@@ -1,6 +1,4 @@
 """From the names in a config to loaders for training and testing."""
-from __future__ import annotations
-
 import itertools
 import logging
 import operator
@@ -56,10 +54,8 @@ def print_instances_class_histogram(dataset_dicts: list[dict], class_names: Sequ
         classes = np.asarray([a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)], dtype=int)
         if len(classes):
             outside = classes[(classes < 0) | (classes >= len(class_names))]
-            assert not len(outside), (
-                f"{record.get('file_name', 'An image')} has the class {outside[0]}; "
-                f"the dataset has {len(class_names)} classes, numbered from 0."
-            )
+            name = record.get("file_name", "An image")
+            assert not len(outside), f"{name} has the class {outside[0]}, the dataset only 0 to {len(class_names) - 1}."
         np.add.at(counts, classes, 1)
 
     cells = [cell for name, count in zip(class_names, counts) for cell in (str(name)[:16], int(count))]
@@ -76,11 +72,8 @@ def get_detection_dataset_dicts(
 ):
     """The records of one or several registered datasets, in one list, or what is registered, if a torch Dataset.
 
-    Args:
-        filter_empty: drop images without an annotation that is no crowd. Without effect on unlabelled datasets.
-        min_keypoints: drop images with fewer visible keypoints.
-        proposal_files: one for each name.
-        check_consistency: the datasets must agree on their thing_classes.
+    `filter_empty` drops images without an annotation that is no crowd, `min_keypoints` those with fewer visible ones;
+    `check_consistency` wants equal thing_classes.
     """
     names = [names] if isinstance(names, str) else list(names)
     assert names, "No dataset is named: DATASETS.TRAIN (or TEST) is empty."
@@ -130,20 +123,14 @@ def build_batch_data_loader(
         total_batch_size: over all processes, which must divide it; or give `single_gpu_batch_size`, elements a process.
         aspect_ratio_grouping: batches of equal orientation; the elements must have "width" and "height".
         collate_fn: list of elements -> batch; None: the list itself.
-        drop_last: drop an incomplete last batch; grouping always does.
         seed: of the generator the workers' seeds come from.
-        kwargs: further arguments of torch's DataLoader.
     """
-    if single_gpu_batch_size:
-        if total_batch_size:
-            raise ValueError("total_batch_size and single_gpu_batch_size are given; one follows from the other.")
-        batch_size = single_gpu_batch_size
-    else:
-        world_size = comm.get_world_size()
-        assert total_batch_size > 0 and total_batch_size % world_size == 0, (
-            f"A total batch size of {total_batch_size} cannot be divided among {world_size} processes."
-        )
-        batch_size = total_batch_size // world_size
+    world_size = comm.get_world_size()
+    if single_gpu_batch_size and total_batch_size:
+        raise ValueError("total_batch_size and single_gpu_batch_size are given; one follows from the other.")
+    total = total_batch_size or (single_gpu_batch_size or 0) * world_size
+    assert total > 0 and total % world_size == 0, f"A batch of {total} cannot be divided among {world_size} processes."
+    batch_size = total // world_size
     logger.info(f"Each process loads batches of {batch_size}.")
 
     if isinstance(dataset, torchdata.IterableDataset):
@@ -180,8 +167,7 @@ def _training_dicts(cfg, names, proposal_files):
 
 
 def _sampler_seed(cfg) -> int | None:
-    """SEED -1 means "not seeded"; taken literally it would give every run the same order."""
-    return cfg.SEED if cfg.SEED >= 0 else None
+    return cfg.SEED if cfg.SEED >= 0 else None  # taken literally, -1 would give every run the same order
 
 
 def _get_train_datasets_repeat_factors(cfg) -> dict[str, float]:
@@ -299,10 +285,7 @@ def build_detection_test_loader(
 ) -> torchdata.DataLoader:
     """The loader of test batches: every record once, none dropped. Call it with these arguments, or with (cfg, name).
 
-    Args:
-        dataset, mapper, collate_fn: as for `build_detection_train_loader`.
-        sampler: None: `InferenceSampler`; must be None for an iterable dataset.
-        batch_size: of each process. Times in papers are for 1.
+    `batch_size` is that of each process, and an `InferenceSampler` the default.
     """
     return torchdata.DataLoader(
         _mapped(dataset, mapper), batch_size=batch_size, sampler=_checked_sampler(dataset, sampler, InferenceSampler),

@@ -3,8 +3,6 @@
 `DatasetCatalog` maps a name to a function that returns the records; `MetadataCatalog` maps the same name to the things
 that all records share (class names, colours, where the json lies).
 """
-from __future__ import annotations
-
 import logging
 import types
 from collections import UserDict

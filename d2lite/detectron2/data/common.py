@@ -1,6 +1,4 @@
 """Datasets made of others: a list in shared memory, a mapped one, an iterable one, one grouped by aspect ratio."""
-from __future__ import annotations
-
 import contextlib
 import logging
 import pickle
@@ -47,8 +45,7 @@ class _MapIterableDataset(torchdata.IterableDataset):
     """An iterable dataset with a function applied; elements for which it gives None are left out."""
 
     def __init__(self, dataset: Iterable, map_func: Callable):
-        self._dataset = dataset
-        self._map_func = PicklableWrapper(map_func)
+        self._dataset, self._map_func = dataset, PicklableWrapper(map_func)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -73,10 +70,8 @@ class MapDataset(torchdata.Dataset):
         return self._dataset, self._map_func
 
     def __init__(self, dataset: torchdata.Dataset, map_func: Callable):
-        self._dataset = dataset
-        self._map_func = PicklableWrapper(map_func)  # lambdas must reach spawned workers
-        self._rng = random.Random(42)
-        self._failed: set[int] = set()
+        self._dataset, self._map_func = dataset, PicklableWrapper(map_func)  # lambdas must reach spawned workers
+        self._rng, self._failed = random.Random(42), set()
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -132,12 +127,9 @@ def set_default_dataset_from_list_serialize_method(new: Callable[[list], Any]):
 
 
 class DatasetFromList(torchdata.Dataset):
-    """A list as a dataset.
+    """A list as a dataset, by default serialised into one tensor of pickles, or stored as `serialize(lst)`.
 
-    Args:
-        copy: give a deep copy at every access. Without effect if serialised, where every access makes a fresh object.
-        serialize: True: the default method (one tensor of pickles). A callable: `serialize(lst)` is stored.
-            False: the list itself.
+    `copy` gives a deep copy at every access; a serialised element is a fresh object anyway.
     """
 
     def __init__(self, lst: list, copy: bool = True, serialize: bool | Callable[[list], Any] = True):

@@ -1,6 +1,4 @@
 """The default way from a record of a dataset to a model's input."""
-from __future__ import annotations
-
 import copy
 import logging
 
@@ -17,11 +15,8 @@ class DatasetMapper:
     """Reads a record's image, augments it together with its annotations, and makes tensors of both.
 
     Args:
-        is_train: annotations are used; otherwise they are dropped.
-        image_format: as for `detection_utils.read_image`.
-        instance_mask_format: "polygon" or "bitmask".
+        instance_mask_format: "polygon" or "bitmask"; image_format: as for `detection_utils.read_image`.
         keypoint_hflip_indices: from `detection_utils.create_keypoint_hflip_indices`.
-        precomputed_proposal_topk: keep so many precomputed proposals; None: the records have none.
         recompute_boxes: take boxes from the transformed masks, tighter than transformed boxes after a crop.
     """
 

@@ -1,6 +1,4 @@
 """The steps between a dataset's record and a model's input: read, transform, collect into `Instances`."""
-from __future__ import annotations
-
 import logging
 from typing import Sequence
 
@@ -108,16 +106,10 @@ def _transform_segmentation(segmentation, transforms, image_size: tuple[int, int
 def transform_instance_annotations(
     annotation: dict, transforms, image_size: tuple[int, int], *, keypoint_hflip_indices: np.ndarray | None = None
 ) -> dict:
-    """Apply transforms to one annotation, in place.
+    """Apply transforms to one annotation in place, and return it.
 
-    Args:
-        annotation: with "bbox" and "bbox_mode"; optionally "segmentation" and "keypoints".
-        image_size: (h, w) after the transforms.
-        keypoint_hflip_indices: from `create_keypoint_hflip_indices`; needed if there are keypoints and a flip.
-
-    Returns:
-        The annotation: the box is XYXY_ABS, that of the transformed corners, clipped to the image. Polygons may have
-        become an empty list if everything was cropped away.
+    The box becomes that of its transformed corners, clipped to `image_size` (h, w), XYXY_ABS. Polygons may become an
+    empty list. A flip of keypoints needs the `keypoint_hflip_indices` of `create_keypoint_hflip_indices`.
     """
     if isinstance(transforms, (tuple, list)):
         transforms = TransformList(transforms)
@@ -173,14 +165,9 @@ def _to_mask(segmentation, image_size: tuple[int, int]) -> np.ndarray:
 def annotations_to_instances(
     annos: Sequence[dict], image_size: tuple[int, int], mask_format: str = "polygon"
 ) -> Instances:
-    """Collect the outputs of `transform_instance_annotations`; the first says whether there are masks and keypoints.
+    """Instances with gt_boxes, gt_classes and, if the first annotation has them, gt_masks and gt_keypoints.
 
-    Args:
-        image_size: (h, w).
-        mask_format: "polygon" (PolygonMasks; ValueError for a mask that is none) or "bitmask" (BitMasks).
-
-    Returns:
-        Instances with gt_boxes, gt_classes and, where there are any, gt_masks and gt_keypoints.
+    `mask_format` is "polygon" (PolygonMasks; ValueError for a mask that is none) or "bitmask" (BitMasks).
     """
     target = Instances(image_size)
     target.gt_boxes = Boxes(np.stack([get_bbox(anno) for anno in annos]) if len(annos) else np.zeros((0, 4)))
@@ -211,10 +198,7 @@ def filter_empty_instances(
     instances: Instances, by_box: bool = True, by_mask: bool = True, box_threshold: float = 1e-5,
     return_mask: bool = False,
 ):
-    """Drop instances whose box is not wider and higher than `box_threshold`, or whose mask is empty.
-
-    With `return_mask` also returns the (N,) bool tensor of those kept.
-    """
+    """The instances whose box exceeds `box_threshold` both ways and whose mask is not empty (, and an (N,) bool)."""
     assert by_box or by_mask, "filter_empty_instances needs by_box, by_mask or both."
     keep = torch.ones(len(instances), dtype=torch.bool)
     if by_box:

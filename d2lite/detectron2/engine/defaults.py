@@ -32,10 +32,7 @@ from detectron2.utils.logger import setup_logger
 
 
 def create_ddp_model(model, *, fp16_compression=False, **kwargs):
-    """Wraps a model for gradient exchange between processes; a single process gets the model itself.
-
-    `kwargs` go to DistributedDataParallel; `fp16_compression` exchanges gradients in float16.
-    """
+    """Wraps a model for gradient exchange, by `fp16_compression` in float16; a single process gets the model itself."""
     if comm.get_world_size() < 2:
         return model
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
@@ -95,9 +92,7 @@ def _set_float32_precision(precision: str = "high") -> None:
 def default_setup(cfg, args):
     """Prepares a job: the output folder with log.txt and config.yaml, random seed, cuDNN.
 
-    Args:
-        cfg: a CfgNode, or an omegaconf config with train.output_dir, train.seed, train.cudnn_benchmark.
-        args: parsed arguments, of which config_file and eval_only are read; may lack any.
+    `cfg` may also be an omegaconf config with `train`; of `args` config_file and eval_only are read, if there.
     """
     folder = _try_get_key(cfg, "OUTPUT_DIR", "output_dir", "train.output_dir")
     rank = comm.get_rank()
@@ -141,10 +136,7 @@ def default_writers(output_dir: str, max_iter: Optional[int] = None):
 
 
 class DefaultPredictor:
-    """Predicts for one image at a time: model, weights, resizing and channel order from the config.
-
-    `metadata` is that of the first test dataset, if there is one.
-    """
+    """Predicts for one image at a time: model, weights, resizing, channel order and `metadata` from the config."""
 
     def __init__(self, cfg):
         self.cfg = cfg.clone()  # the model must not change with the caller's config
@@ -288,11 +280,7 @@ class DefaultTrainer(TrainerBase):
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        """Evaluates on every dataset of DATASETS.TEST, with one evaluator for each, by default of build_evaluator.
-
-        Returns:
-            dict: the results; of several datasets {name: results}.
-        """
+        """{name: results} of the datasets of DATASETS.TEST, or one's results, by `evaluators` or build_evaluator's."""
         logger = logging.getLogger(__name__)
         names = cfg.DATASETS.TEST
         if isinstance(evaluators, DatasetEvaluator):
@@ -317,10 +305,10 @@ class DefaultTrainer(TrainerBase):
 
     @staticmethod
     def auto_scale_workers(cfg, num_workers: int):
-        """Scales a config made for SOLVER.REFERENCE_WORLD_SIZE processes to `num_workers`; 0 leaves it as it is.
+        """A config made for SOLVER.REFERENCE_WORLD_SIZE (0: any) processes, scaled to `num_workers`.
 
         Batch and learning rate grow with the number of processes, everything counted in iterations shrinks
-        (https://arxiv.org/abs/1706.02677). Returns a new config, frozen like the old one.
+        (https://arxiv.org/abs/1706.02677).
         """
         reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
         if reference in (0, num_workers):

@@ -22,12 +22,12 @@ from detectron2.solver import LRScheduler as _LRScheduler
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
-
 _logger = logging.getLogger(__name__)
 
 TorchProfiler = refused_class("TorchProfiler", __name__, HookBase)
 AutogradProfiler = refused_class("AutogradProfiler", __name__, HookBase)
 TorchMemoryStats = refused_class("TorchMemoryStats", __name__, HookBase)
+
 
 def _duration(seconds):
     return datetime.timedelta(seconds=int(seconds))
@@ -132,10 +132,7 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
 class BestCheckpointer(HookBase):
     """Saves the model whenever a metric is better than ever before in this run; register it after EvalHook.
 
-    Args:
-        val_metric: name of a stored scalar, such as "bbox/AP50".
-        mode: "max" or "min" is better; NaN and infinity are never.
-        file_prefix: name of the file, without ".pth".
+    `val_metric` is a stored scalar, such as "bbox/AP50"; NaN and infinity are never best.
     """
 
     def __init__(
@@ -178,11 +175,9 @@ class BestCheckpointer(HookBase):
 
 
 class LRScheduler(HookBase):
-    """Stores the learning rate as "lr" after every iteration, then steps the schedule.
+    """Stores the learning rate as "lr" after every iteration, then steps the schedule, by default the trainer's.
 
-    Args:
-        scheduler: a torch scheduler, or an fvcore ParamScheduler that multiplies the initial rates over the whole
-            training. None takes the trainer's, as for the optimizer.
+    `scheduler` is torch's, or an fvcore ParamScheduler that multiplies the initial rates over the whole training.
     """
 
     def __init__(self, optimizer=None, scheduler=None):
@@ -258,11 +253,9 @@ class EvalHook(HookBase):
 
 
 class PreciseBN(HookBase):
-    """Recomputes the statistics of BatchNorm layers in training mode; register it before EvalHook and checkpoints.
+    """Recomputes the statistics of BatchNorm layers over `num_iter` batches every `period` iterations and at the end.
 
-    Args:
-        period: iterations; 0 is after the last one only.
-        data_loader: yields batches for `model`, of which `num_iter` count; independent of the one for training.
+    Register it before EvalHook and checkpoints, with a loader independent of the one for training.
     """
 
     def __init__(self, period, model, data_loader, num_iter):

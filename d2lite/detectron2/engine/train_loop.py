@@ -41,10 +41,7 @@ class HookBase:
 class TrainerBase:
     """An iterative loop with hooks; subclasses define run_step.
 
-    Attributes:
-        iter: the current iteration, from start_iter; max_iter when training is finished.
-        start_iter, max_iter: range of the loop.
-        storage: EventStorage open during training.
+    `iter` goes from start_iter to max_iter when training is finished; `storage` is the EventStorage open meanwhile.
     """
 
     def __init__(self) -> None:
@@ -132,7 +129,6 @@ class SimpleTrainer(TrainerBase):
 
     Args:
         model: takes a batch, returns a loss or {name: loss}; put into training mode.
-        data_loader: endless iterable of batches.
         gather_metric_period: losses are collected from all processes and stored every so many iterations.
         zero_grad_before_forward: clears gradients before the forward instead of the backward pass.
         async_write_metrics: stores the losses in a thread, without waiting for the GPU.
@@ -221,10 +217,7 @@ class SimpleTrainer(TrainerBase):
 
     @staticmethod
     def write_metrics(loss_dict: Mapping[str, torch.Tensor], data_time: float, cur_iter: int, prefix: str = "") -> None:
-        """Stores the losses' mean and the longest data time, seconds, over all processes; every process must call this.
-
-        `prefix` stands before "total_loss". Raises FloatingPointError if the mean is not finite.
-        """
+        """Stores the mean losses and longest data time (s) of all processes; FloatingPointError if not finite."""
         storage = get_event_storage()
         storage.put_scalar("rank_data_time", data_time, cur_iter=cur_iter)
         local = {name: float(torch.as_tensor(loss).detach()) for name, loss in loss_dict.items()}
@@ -251,10 +244,7 @@ class SimpleTrainer(TrainerBase):
 class AMPTrainer(SimpleTrainer):
     """SimpleTrainer with automatic mixed precision, on the device where the model is.
 
-    Args:
-        grad_scaler: scales the loss against underflow; None makes one, which only float16 needs.
-        precision: dtype of the forward pass where torch deems it safe.
-        log_grad_scaler: stores the scale as "[metric]grad_scaler".
+    `precision` is the dtype of the forward pass where torch deems it safe; only float16 needs the `grad_scaler`.
     """
 
     def __init__(

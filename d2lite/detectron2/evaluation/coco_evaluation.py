@@ -1,6 +1,4 @@
 """COCO's average precision of boxes, masks and keypoints, computed by pycocotools."""
-from __future__ import annotations
-
 import contextlib
 import copy
 import io
@@ -55,14 +53,12 @@ class COCOEvaluator(DatasetEvaluator):
 
     Args:
         dataset_name: its metadata name the `json_file` with the ground truth. Without one the records are converted
-            into `output_dir` (ValueError if that is None too).
+            into `output_dir` (ValueError if that is None too), or with `allow_cached_coco` an earlier conversion used.
         tasks: of "bbox", "segm", "keypoints"; None: what the predictions contain.
         distributed: gather the predictions of all processes; otherwise each evaluates its own.
         output_dir: gets instances_predictions.pth and coco_instances_results.json; None: nothing is written.
         max_dets_per_image: detections that count, 100 by default: an int, or COCO's list of three.
-        use_fast_impl: accepted for compatibility; there is one implementation here.
         kpt_oks_sigmas: of the keypoints; () for COCO's persons.
-        allow_cached_coco: reuse an earlier conversion of the same records.
     """
 
     def __init__(
@@ -100,12 +96,8 @@ class COCOEvaluator(DatasetEvaluator):
         self._predictions = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """
-        Args:
-            inputs: with "image_id".
-            outputs: with "instances": Instances of the original image's size with pred_boxes, scores, pred_classes
-                and optionally pred_masks (N, H, W) and pred_keypoints (N, K, 3).
-        """
+        """Takes records with "image_id", and outputs with "instances" of the original image's size: pred_boxes, scores,
+        pred_classes and optionally pred_masks (N, H, W) and pred_keypoints (N, K, 3)."""
         for record, output in zip(inputs, outputs):
             prediction = {"image_id": record["image_id"]}
             if "instances" in output:

@@ -1,6 +1,4 @@
 """The loop that feeds a dataset to a model and its outputs to evaluators."""
-from __future__ import annotations
-
 import contextlib
 import datetime
 import logging
@@ -119,12 +117,8 @@ def inference_on_dataset(
 ) -> Mapping[str, Mapping[str, float]]:
     """Run a model over a loader without gradients and in evaluation mode, and return what the evaluator gives.
 
-    Args:
-        model: batch -> list of outputs. A Module returns to its mode afterwards; any other callable is just called.
-        data_loader: gives batches; needs a length.
-        evaluator: one, several, or None (the model runs, the result is {}).
-        callbacks: functions without arguments for on_start, before_inference, after_inference (around every batch)
-            and on_end.
+    A Module returns to its mode afterwards; any other callable is just called. `callbacks` are functions without
+    arguments for on_start, before_inference, after_inference (around every batch) and on_end.
     """
     if evaluator is None or isinstance(evaluator, (list, tuple)):
         evaluator = DatasetEvaluators(evaluator or [])

@@ -1,6 +1,4 @@
 """Intersection over union and accuracy of semantic segmentation."""
-from __future__ import annotations
-
 import itertools
 import json
 import logging
@@ -36,13 +34,7 @@ class SemSegEvaluator(DatasetEvaluator):
     """mIoU and its relatives, 0..100, over a registered dataset with sem_seg_file_name.
 
     Classes are those of the metadata's stuff_classes. Averages leave out classes that the ground truth does not have.
-
-    Args:
-        dataset_name: registered; records have file_name and sem_seg_file_name.
-        distributed: sum over all processes; otherwise each evaluates its own.
-        output_dir: gets sem_seg_predictions.json and sem_seg_evaluation.pth; None: nothing is written.
-        sem_seg_loading_fn: (file name, dtype) -> (H, W) labels.
-        num_classes, ignore_label: outdated; the metadata's stuff_classes and ignore_label count.
+    `output_dir` gets sem_seg_predictions.json and sem_seg_evaluation.pth.
     """
 
     def __init__(

@@ -1,6 +1,4 @@
 """Printing results, comparing them with expected ones, flattening them."""
-from __future__ import annotations
-
 import logging
 import math
 import pprint
@@ -24,10 +22,7 @@ def print_csv_format(results: Mapping) -> None:
 
 
 def verify_results(cfg, results: Mapping) -> bool:
-    """True if results are within TEST.EXPECTED_RESULTS, a list of [task, metric, value, tolerance].
-
-    If a value is missing, not finite or too far off, the program exits with code 1.
-    """
+    """True if results are within TEST.EXPECTED_RESULTS, [task, metric, value, tolerance] each; else exits with 1."""
     expected = cfg.TEST.EXPECTED_RESULTS
     wrong = []
     for task, metric, value, tolerance in expected:

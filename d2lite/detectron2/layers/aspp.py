@@ -19,13 +19,8 @@ class ASPP(nn.Module):
         use_depthwise_separable_conv=False,
     ):
         """
-        Args:
-            norm: as for :func:`get_norm`; the pooled branch has none.
-            activation (callable): each convolution gets its own copy.
-            pool_kernel_size (tuple or None): (h, w) that the mean is taken over, a divisor of the input's size; None
-                takes the whole image.
-            dropout: probability, after the projection.
-            use_depthwise_separable_conv: for the three dilated convolutions.
+        `norm` is as for :func:`get_norm`; the pooled branch has none. Each convolution gets a copy of `activation`.
+        `pool_kernel_size` (h, w) is what the mean is taken over, a divisor of the input's size; None: all of it.
         """
         super().__init__()
         assert len(dilations) == 3, f"ASPP has three dilations, not {len(dilations)}."

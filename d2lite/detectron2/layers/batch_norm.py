@@ -46,10 +46,7 @@ class FrozenBatchNorm2d(nn.Module):
 
     @classmethod
     def convert_frozen_batchnorm(cls, module):
-        """Replace every BatchNorm2d and SyncBatchNorm in ``module``, in place, by a frozen one with the same numbers.
-
-        Returns ``module``, or the new layer if it is itself to be replaced.
-        """
+        """``module`` with a frozen layer of the same numbers in place of every BatchNorm2d and SyncBatchNorm."""
         if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             frozen = cls(module.num_features, module.eps)
             if module.affine:

@@ -17,12 +17,8 @@ def paste_masks_in_image(
 ) -> torch.Tensor:
     """Stretch square masks over their boxes: each pixel of the image reads the mask at its centre, bilinearly.
 
-    Args:
-        masks: (N, M, M) probabilities; boxes: Boxes or (N, 4) in pixels; image_shape: (height, width).
-        threshold: inside from this value on; negative returns the values instead.
-
-    Returns:
-        bool (N, height, width); uint8 0..255 for a negative threshold, and if there are no masks.
+    `masks` are (N, M, M) probabilities, `boxes` Boxes or (N, 4) in pixels. The result is bool (N, height, width) from
+    `threshold` on; uint8 0..255 if that is negative, and if there are no masks.
     """
     assert masks.shape[-1] == masks.shape[-2], f"Masks are (N, M, M) squares, not {tuple(masks.shape)}."
     height, width = (int(side) for side in image_shape)
@@ -44,11 +40,9 @@ def paste_masks_in_image(
 
 
 def _do_paste_mask(masks: torch.Tensor, boxes: torch.Tensor, img_h: int, img_w: int, skip_empty: bool = True):
-    """Paste (N, 1, M, M) masks over (N, 4) boxes, without a threshold.
+    """Paste (N, 1, M, M) masks over (N, 4) boxes: (N, h, w) values, and their (rows, columns) slices of the image.
 
-    Returns:
-        (N, h, w) values; the (rows, columns) slices of the image that they are, () for all of it. With `skip_empty`
-        that is the rectangle that holds all boxes and a pixel around it.
+    The slices are () for all of it; with `skip_empty` they hold all boxes and a pixel around them.
     """
     x_start, y_start, x_end, y_end = 0, 0, img_w, img_h
     if skip_empty:

@@ -45,10 +45,7 @@ def roi_align(
 
 
 def _axis_weights(low: torch.Tensor, size: torch.Tensor, cells: int, length: int, sampling_ratio: int) -> torch.Tensor:
-    """What each of ``length`` pixels contributes to each cell along one axis, float32 (R, cells, length).
-
-    `low` and `size` are the (R,) starts and extents of the regions, in pixels whose centres are integers.
-    """
+    """What each of ``length`` pixels contributes to each cell of (R,) regions along one axis, (R, cells, length)."""
     cell_size = size / cells
     samples = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else cell_size.ceil().clamp(min=0)
     most = max(int(samples.max()), 1) if len(samples) else 1

@@ -9,12 +9,8 @@ def detector_postprocess(results: Instances, output_height: int, output_width: i
     """Scales boxes, masks and keypoints of one image to (output_height, output_width).
 
     Boxes are clipped, instances whose box becomes empty are dropped. **The boxes of `results` itself are
-    scaled too**; its other fields stay.
-
-    Args:
-        results: with pred_boxes or proposal_boxes for an image of results.image_size; `pred_masks` are (N, 1, M, M) or
-            ROIMasks, inside their boxes, and become bool (n, output_height, output_width).
-        mask_threshold: masks are where the pasted probability is at least this.
+    scaled too**; its other fields stay. `pred_masks`, (N, 1, M, M) or ROIMasks inside their boxes, become bool
+    (n, output_height, output_width), True from `mask_threshold` on.
     """
     if isinstance(output_width, torch.Tensor):  # traced sizes are tensors, and no tuple of ints can hold them
         size = torch.stack([output_height, output_width])

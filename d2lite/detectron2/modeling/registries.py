@@ -7,13 +7,6 @@ from operator import attrgetter
 
 from detectron2.utils.registry import Registry
 
-__all__ = [
-    "ANCHOR_GENERATOR_REGISTRY", "PROPOSAL_GENERATOR_REGISTRY", "ROI_BOX_HEAD_REGISTRY", "ROI_HEADS_REGISTRY",
-    "ROI_KEYPOINT_HEAD_REGISTRY", "ROI_MASK_HEAD_REGISTRY", "RPN_HEAD_REGISTRY", "SEM_SEG_HEADS_REGISTRY",
-    "build_anchor_generator", "build_box_head", "build_keypoint_head", "build_mask_head", "build_proposal_generator",
-    "build_roi_heads", "build_rpn_head", "build_sem_seg_head",
-]
-
 
 def _registry_and_builder(kind: str, key: str):
     """A registry, and the function that builds its entry of the name that the config has under MODEL.`key`."""

@@ -60,10 +60,7 @@ def _generate_optimizer_class_with_gradient_clipping(
 
 
 def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Type[torch.optim.Optimizer]) -> Type[torch.optim.Optimizer]:
-    """Makes an optimizer (class or instance) clip every parameter's gradient if SOLVER.CLIP_GRADIENTS.ENABLED.
-
-    An instance keeps its state: only its class changes.
-    """
+    """Makes an optimizer, class or instance, clip every parameter's gradient if SOLVER.CLIP_GRADIENTS.ENABLED."""
     if not cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         return optimizer
     is_instance = isinstance(optimizer, torch.optim.Optimizer)
@@ -102,11 +99,8 @@ def get_default_optimizer_params(
     Args:
         weight_decay_norm: weight decay of the parameters that normalisation modules own.
         bias_lr_factor, weight_decay_bias: for parameters called "bias"; win over weight_decay_norm.
-        lr_factor_func: full parameter name -> factor of its learning rate.
+        lr_factor_func: full parameter name -> factor of its learning rate; needs base_lr, as bias_lr_factor.
         overrides: {last part of the name: {hyperparameter: value}}; wins over all above.
-
-    Raises:
-        ValueError: a factor without base_lr, or overrides for "bias" beside the arguments for biases.
     """
     overrides = dict(overrides or {})
     bias_overrides = {}

@@ -12,6 +12,7 @@ from detectron2._lite import refused_class
 WarmupMultiStepLR = refused_class("WarmupMultiStepLR", __name__, LRScheduler)  # the schedules of before 2020
 WarmupCosineLR = refused_class("WarmupCosineLR", __name__, LRScheduler)
 
+
 class WarmupParamScheduler(CompositeParamScheduler):
     """`scheduler` after a warm-up over `warmup_length`, 0..1, of the training.
 

@@ -7,6 +7,7 @@ import torch
 
 from .rows import Rows
 
+
 @unique
 class BoxMode(IntEnum):
     """How the numbers of a box are meant: ABS in pixels, REL in fractions of the image; angles in degrees, ccw."""
@@ -22,11 +23,8 @@ class BoxMode(IntEnum):
         """Rewrite one box, a list or tuple of 4 or 5 numbers, or an (N, 4) or (N, 5) array or tensor.
 
         The result has the same type and dtype and new memory, but is ``box`` itself if the modes agree. A list or tuple
-        of floats passes through float32.
-
-        Raises:
-            AssertionError: relative modes, or a list of another length.
-            NotImplementedError: other pairs than XYXY <-> XYWH, XYWHA -> XYXY and XYWH -> XYWHA.
+        of floats passes through float32. AssertionError for relative modes; NotImplementedError for other pairs than
+        XYXY <-> XYWH, XYWHA -> XYXY and XYWH -> XYWHA.
         """
         if from_mode == to_mode:
             return box

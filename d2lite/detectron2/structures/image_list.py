@@ -36,10 +36,8 @@ class ImageList:
     ) -> "ImageList":
         """Pad images, (H_i, W_i) or (C, ..., H_i, W_i), to the size of the largest; AssertionError if they do not fit.
 
-        Args:
-            size_divisibility: if above 1, both padded sides become multiples of it.
-            padding_constraints: from a backbone. "size_divisibility" replaces that argument, and "square_size", if
-                positive, is used for both sides instead of the largest image's; a larger image is cropped to it.
+        Both sides become multiples of `size_divisibility`. A backbone's `padding_constraints` may replace it, and by
+        "square_size", if positive, the sides of the largest image; a larger image is cropped to that.
         """
         assert isinstance(tensors, (list, tuple)) and len(tensors) > 0, "from_tensors needs a list of images."
         for image in tensors:

@@ -85,10 +85,7 @@ class Instances:
 
     @staticmethod
     def cat(instance_lists: list["Instances"]) -> "Instances":
-        """All instances of a list, which are of one image size and have the same fields; one alone is returned as is.
-
-        ValueError for a field of a type that cannot be concatenated.
-        """
+        """All instances of a list with one image size and the same fields (ValueError if one cannot be joined)."""
         assert len(instance_lists) > 0, "Instances.cat needs at least one element."
         assert all(isinstance(each, Instances) for each in instance_lists), "Instances.cat takes Instances only."
         first = instance_lists[0]

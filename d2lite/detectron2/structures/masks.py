@@ -62,10 +62,7 @@ class BitMasks(Rows):
         return BitMasks(torch.from_numpy(np.stack(bitmaps)) if bitmaps else torch.empty(0, height, width))
 
     def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
-        """(N, mask_size, mask_size) bool: each mask cut out by its box, (N, 4) in pixels, and stretched to a square.
-
-        Inside is what is covered at least by half, by aligned ROIAlign.
-        """
+        """(N, mask_size, mask_size) bool: masks cut out by (N, 4) boxes, pixels, and stretched by aligned ROIAlign."""
         assert len(boxes) == len(self), f"{len(boxes)} boxes for {len(self)} masks."
         own_index = torch.arange(len(boxes), device=self.device)[:, None].to(boxes.dtype)
         rois = torch.cat([own_index, boxes.to(self.device)], dim=1)
@@ -89,11 +86,7 @@ def _first_and_past_last(hits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 
 
 class PolygonMasks:
-    """Masks as polygons, on the CPU: ``polygons`` has for each instance a list of float64 vectors x0 y0 x1 y1 ...
-
-    Raises:
-        ValueError: not lists in a list, an odd number of values or fewer than three corners.
-    """
+    """Masks as polygons: for each instance a list of float64 x0 y0 x1 y1 ... (ValueError below 3 corners)."""
 
     def __init__(self, polygons: list[list[torch.Tensor | np.ndarray]]):
         if not isinstance(polygons, list):
@@ -147,7 +140,6 @@ class PolygonMasks:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(num_instances={len(self)})"
 
-
     def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
         """(N, mask_size, mask_size) bool: each mask cut out by its box, (N, 4) in pixels, and stretched to a square."""
         assert len(boxes) == len(self), f"{len(boxes)} boxes for {len(self)} masks."
@@ -186,7 +178,6 @@ class ROIMasks(Rows):
         if tensor.dim() != 3:
             raise ValueError(f"ROI masks are an (N, M, M) tensor, not {tuple(tensor.shape)}.")
         self.tensor = tensor
-
 
     def __getitem__(self, item) -> "ROIMasks":
         selected = self.tensor[item]

@@ -28,10 +28,7 @@ activation_count_operators = refused("activation_count_operators", __name__)
 
 
 def find_unused_parameters(model: nn.Module, inputs: typing.Any) -> list[str]:
-    """Names of the parameters that get no gradient in one training step on ``inputs``, an argument or a tuple of them.
-
-    The model returns its losses, a tensor or a dict of tensors.
-    """
+    """Names of the parameters without gradient after one training step on ``inputs``, an argument or a tuple."""
     assert model.training, "Unused parameters show in a training step: call model.train() first."
     model.zero_grad(set_to_none=True)
     losses = model(*inputs) if isinstance(inputs, tuple) else model(inputs)

@@ -1,6 +1,4 @@
 """Colours that are easy to tell apart, for drawing."""
-from __future__ import annotations
-
 import colorsys
 import random
 

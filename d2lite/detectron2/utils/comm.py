@@ -106,10 +106,7 @@ def shared_random_seed():
 
 
 def reduce_dict(input_dict, average=True):
-    """The sum (or average) of the scalar tensors of a dict over all processes, in process 0; others get no result.
-
-    All processes have the same keys, and tensors of one shape.
-    """
+    """The sum (or average) of the scalar tensors of a dict over all processes, in process 0; others get no result."""
     world = get_world_size()
     if world == 1:
         return input_dict

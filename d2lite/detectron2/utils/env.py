@@ -59,10 +59,7 @@ def setup_custom_environment(custom_module):
 
 
 def fixup_module_metadata(module_name, namespace, keys=None):
-    """Let the objects in ``namespace`` claim ``module_name`` as their module, as documentation generators want it.
-
-    ``keys`` are the names to treat, by default all that do not begin with an underscore.
-    """
+    """Let the objects in ``namespace``, all or ``keys``, claim ``module_name`` as their module, for documentation."""
     for key in namespace.keys() if keys is None else keys:
         if not key.startswith("_"):
             _claim(namespace.get(key), module_name, set())

@@ -35,7 +35,6 @@ def has_event_storage():
 class EventStorage:
     """History of every named scalar from `start_iter` on, and images and histograms that no writer has taken yet."""
 
-
     def __init__(self, start_iter=0):
         self._iter, self._current_prefix = start_iter, ""
         self._history, self._latest_scalars, self._smoothing_hints = defaultdict(HistoryBuffer), {}, {}
@@ -199,10 +198,7 @@ class JSONWriter(_LatestScalarsWriter):
 
 
 class TensorboardXWriter(_LatestScalarsWriter):
-    """Writes scalars, images and histograms for TensorBoard to the folder `log_dir`.
-
-    Smoothing takes medians over `window_size` iterations; `kwargs` go to torch.utils.tensorboard.SummaryWriter.
-    """
+    """Writes scalars, images and histograms for TensorBoard; `kwargs` are those of SummaryWriter."""
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs):
         super().__init__(window_size)
@@ -235,11 +231,9 @@ class TensorboardXWriter(_LatestScalarsWriter):
 
 
 class CommonMetricPrinter(EventWriter):
-    """Logs one line of progress: remaining time, losses, seconds an iteration, learning rate, GPU memory.
+    """Logs one line of progress: remaining time (given `max_iter`), losses, seconds an iteration, rate, GPU memory.
 
-    Args:
-        max_iter: the iteration training ends at; None omits the remaining time.
-        window_size: iterations that losses take the median and data_time the mean over; time is the whole run's mean.
+    Losses are medians over `window_size` iterations, data_time is their mean, time that of the whole run.
     """
 
     def __init__(self, max_iter: Optional[int] = None, window_size: int = 20):

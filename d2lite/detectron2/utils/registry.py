@@ -23,11 +23,7 @@ def _convert_target_to_string(t: Any) -> str:
 
 
 def locate(name: str) -> Any:
-    """The object behind a dotted name such as ``torch.optim.SGD``.
-
-    Raises:
-        ImportError: nothing importable has this name.
-    """
+    """The object behind a dotted name such as ``torch.optim.SGD``; ImportError if there is none."""
     found = pydoc.locate(name)
     if found is None:
         # pydoc gives up where a package hides a submodule behind an attribute of the same name.

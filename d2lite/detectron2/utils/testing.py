@@ -30,11 +30,8 @@ def random_boxes(num_boxes, max_coord=100, device="cpu"):
 
 
 def assert_instances_allclose(input: Instances, other: Instances, *, rtol=1e-5, msg="", size_as_tensor=False):
-    """AssertionError unless two Instances have the same size and fields, and fields that are close.
-
-    The absolute tolerance is `rtol` times the largest value of `other`'s field. `size_as_tensor`: sizes may be tensors.
-    ValueError for a field that is neither Boxes, ROIMasks nor a tensor.
-    """
+    """AssertionError unless two Instances have equal sizes and fields that are close, ValueError for other fields than
+    Boxes, ROIMasks and tensors. The absolute tolerance is `rtol` times the largest value of `other`'s field."""
     msg = f"{msg}: " if msg else ""
     sizes = input.image_size, other.image_size
     same_size = torch.equal(*map(torch.as_tensor, sizes)) if size_as_tensor else sizes[0] == sizes[1]

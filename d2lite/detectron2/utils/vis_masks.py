@@ -1,6 +1,4 @@
 """Masks in the forms in which they are drawn: bitmaps, outlines, the segments of a panoptic segmentation."""
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util

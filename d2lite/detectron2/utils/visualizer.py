@@ -3,8 +3,6 @@
 Colours are RGB in [0, 1], or anything that matplotlib takes. Coordinates are pixels of the input image, whatever the
 scale of the output.
 """
-from __future__ import annotations
-
 import colorsys
 import math
 from enum import Enum, unique
@@ -21,7 +19,7 @@ from PIL import Image
 
 from detectron2._lite import refused
 from detectron2.data import MetadataCatalog
-from detectron2.structures import BitMasks, Boxes, BoxMode, Keypoints, PolygonMasks, RotatedBoxes
+from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from .colormap import random_color
@@ -50,15 +48,15 @@ def _unit(color):
 
 def _create_text_labels(classes, scores, class_names, is_crowd=None) -> list[str] | None:
     """ "name 93%", "name|crowd": of what there is. Without names the class's number; None if there is nothing."""
-    labels = None
+    parts = []
     if classes is not None:
-        labels = [class_names[i] if class_names is not None and len(class_names) > 0 else str(i) for i in classes]
+        parts.append([class_names[i] if class_names is not None and len(class_names) else str(i) for i in classes])
     if scores is not None:
-        percents = [f"{score * 100:.0f}%" for score in scores]
-        labels = percents if labels is None else [f"{label} {percent}" for label, percent in zip(labels, percents)]
-    if labels is not None and is_crowd is not None:
+        parts.append([f"{score * 100:.0f}%" for score in scores])
+    labels = [" ".join(label) for label in zip(*parts)]
+    if is_crowd is not None:
         labels = [f"{label}|crowd" if crowd else label for label, crowd in zip(labels, is_crowd)]
-    return labels
+    return labels if parts else None
 
 
 class VisImage:
@@ -105,11 +103,8 @@ class VisImage:
 class Visualizer:
     """Draws boxes, masks, keypoints and labels.
 
-    Every `draw_*` and `overlay_*` returns the same VisImage: `Visualizer(img).draw_dataset_dict(d).get_image()`.
-
-    Args:
-        img_rgb: (H, W, 3) RGB in 0..255.
-        metadata: its classes, colours and keypoint names; whatever is missing is done without.
+    Every `draw_*` and `overlay_*` returns the same VisImage: `Visualizer(img).draw_dataset_dict(d).get_image()`. The
+    image is (H, W, 3) RGB in 0..255; whatever classes, colours and names the metadata lack is done without.
     """
 
     def __init__(self, img_rgb, metadata=None, scale=1.0, instance_mode=ColorMode.IMAGE, font_size_scale=1.0):
@@ -133,20 +128,14 @@ class Visualizer:
         return [self._jitter(color) for color in of_class] if jittering else of_class
 
     def draw_instance_predictions(self, predictions, jittering: bool = True) -> VisImage:
-        """Draw what a detector gives; `jittering` varies the colours of instances of a class in SEGMENTATION mode.
-
-        Args:
-            predictions: Instances on the CPU with any of pred_boxes, pred_classes, scores, pred_masks (N, H, W),
-                pred_keypoints (N, K, 3).
-        """
+        """Draw what a detector gives, Instances on the CPU with any of pred_boxes, pred_classes, scores, pred_masks
+        (N, H, W), pred_keypoints (N, K, 3); `jittering` varies the colours of a class in SEGMENTATION mode."""
 
         def field(name: str):
             return predictions.get(name) if predictions.has(name) else None
 
-        classes = field("pred_classes")
+        classes, masks = field("pred_classes"), field("pred_masks")
         classes = None if classes is None else classes.tolist()
-        masks = field("pred_masks")
-
         colors, alpha = None, 0.5
         if self._instance_mode == ColorMode.SEGMENTATION and classes is not None and self.metadata.get("thing_colors"):
             colors, alpha = self._class_colors(classes, jittering), 0.8
@@ -175,13 +164,7 @@ class Visualizer:
         return self.output
 
     def draw_panoptic_seg(self, panoptic_seg, segments_info, area_threshold=None, alpha=0.7) -> VisImage:
-        """Draw a panoptic segmentation.
-
-        Args:
-            panoptic_seg: (H, W) int ids of segments.
-            segments_info: list of dicts with id, category_id, isthing and optionally score, iscrowd. None: ids are
-                class * metadata.label_divisor + instance.
-        """
+        """Draw (H, W) int ids of segments, which are those of the infos, or class * metadata.label_divisor + i."""
         prediction = _PanopticPrediction(panoptic_seg, segments_info, self.metadata)
         if self._instance_mode == ColorMode.IMAGE_BW:
             self.output.reset_image(self._create_grayscale_image(prediction.non_empty_mask()))
@@ -202,9 +185,8 @@ class Visualizer:
         scores = [info["score"] for info in infos] if all("score" in info for info in infos) else None
         crowd = [info.get("iscrowd", 0) for info in infos]
         labels = _create_text_labels(classes, scores, self.metadata.thing_classes, crowd)
-        return self.overlay_instances(
-            masks=masks, labels=labels, assigned_colors=self._class_colors(classes), alpha=alpha
-        )
+        colors = self._class_colors(classes)
+        return self.overlay_instances(masks=masks, labels=labels, assigned_colors=colors, alpha=alpha)
 
     draw_panoptic_seg_predictions = draw_panoptic_seg  # the name of before 2021
 
@@ -214,7 +196,8 @@ class Visualizer:
         if annotations:
             classes, crowd = zip(*((a["category_id"], a.get("iscrowd", 0)) for a in annotations))
             masks, keypoints = (
-                [a[key] for a in annotations] if key in annotations[0] else None for key in ("segmentation", "keypoints")
+                [a[key] for a in annotations] if key in annotations[0] else None
+                for key in ("segmentation", "keypoints")
             )
             self.overlay_instances(
                 labels=_create_text_labels(classes, None, self.metadata.get("thing_classes"), crowd),
@@ -246,13 +229,13 @@ class Visualizer:
 
         Args:
             boxes: Boxes, or (N, 4) absolute x0, y0, x1, y1.
-            masks: BitMasks, PolygonMasks, (N, H, W), or a list of N of what GenericMask takes; `alpha` is their opacity.
+            masks: BitMasks, PolygonMasks, (N, H, W), or N of what GenericMask takes; `alpha` is their opacity.
             keypoints: Keypoints, or (N, K, 3) of x, y, score (or visibility).
             labels, assigned_colors: N texts and N colours; None writes none, and colours at random.
         """
         boxes = None if boxes is None else self._convert_boxes(boxes)
         masks = None if masks is None else self._convert_masks(masks)
-        keypoints = None if keypoints is None else self._convert_keypoints(keypoints)
+        keypoints = None if keypoints is None else np.asarray(getattr(keypoints, "tensor", keypoints))
         given = {"boxes": boxes, "masks": masks, "keypoints": keypoints, "labels": labels}
         counts = {name: len(value) for name, value in given.items() if value is not None}
         assert len(set(counts.values())) <= 1, f"These must be equally many: {counts}."
@@ -275,9 +258,8 @@ class Visualizer:
                 for outline in masks[i].polygons:
                     self.draw_polygon(outline.reshape(-1, 2), color, alpha=alpha)
             if labels is not None:
-                self._label_instance(
-                    labels[i], color, None if boxes is None else boxes[i], None if masks is None else masks[i]
-                )
+                box, mask = (None if values is None else values[i] for values in (boxes, masks))
+                self._label_instance(labels[i], color, box, mask)
         if keypoints is not None:
             for points in keypoints:
                 self.draw_and_connect_keypoints(points)
@@ -316,18 +298,15 @@ class Visualizer:
                     visible[names[i]] = (x, y)
         for first, second, color in self.metadata.get("keypoint_connection_rules") or []:
             if first in visible and second in visible:
-                (x0, y0), (x1, y1) = visible[first], visible[second]
-                self.draw_line([x0, x1], [y0, y1], color=tuple(value / 255.0 for value in color))
+                self.draw_line(*zip(visible[first], visible[second]), color=_unit(color))
 
-        def middle(part: str):
-            pair = visible.get(f"left_{part}"), visible.get(f"right_{part}")
-            return None if None in pair else np.mean(pair, axis=0)
-
-        # A person's neck and spine, which are no keypoints themselves.
-        nose, shoulders, hips = visible.get("nose"), middle("shoulder"), middle("hip")
-        for start, end in ((nose, shoulders), (shoulders, hips)):
-            if start is not None and end is not None:
-                self.draw_line([start[0], end[0]], [start[1], end[1]], color=_RED)
+        # A person's neck and spine, between points that are no keypoints themselves.
+        for part in ("shoulder", "hip"):
+            if f"left_{part}" in visible and f"right_{part}" in visible:
+                visible[f"middle_{part}"] = np.mean([visible[f"left_{part}"], visible[f"right_{part}"]], axis=0)
+        for start, end in (("nose", "middle_shoulder"), ("middle_shoulder", "middle_hip")):
+            if start in visible and end in visible:
+                self.draw_line(*zip(visible[start], visible[end]), color=_RED)
         return self.output
 
     # Primitives -------------------------------------------------------------------------------------------------
@@ -363,10 +342,8 @@ class Visualizer:
 
     def draw_line(self, x_data, y_data, color, linestyle="-", linewidth=None) -> VisImage:
         """Lines from point to point; x_data and y_data list their coordinates."""
-        width = self._default_font_size / 3 if linewidth is None else linewidth
-        self.output.ax.add_line(
-            Line2D(x_data, y_data, linewidth=max(width, 1) * self.output.scale, color=color, linestyle=linestyle)
-        )
+        width = max(self._default_font_size / 3 if linewidth is None else linewidth, 1) * self.output.scale
+        self.output.ax.add_line(Line2D(x_data, y_data, linewidth=width, color=color, linestyle=linestyle))
         return self.output
 
     def _draw_rgba(self, color, opacity: np.ndarray) -> None:
@@ -379,10 +356,7 @@ class Visualizer:
     def draw_binary_mask(
         self, binary_mask, color=None, *, edge_color=None, text=None, alpha=0.5, area_threshold=10
     ) -> VisImage:
-        """A mask (H, W) in a random colour by default, outlined where it has no holes, with `text` written into it.
-
-        Parts of less than `area_threshold` pixels are left out.
-        """
+        """A mask (H, W) with `text`, in outline without parts below `area_threshold` pixels if it has no holes."""
         color = mplc.to_rgb(random_color(rgb=True, maximum=1) if color is None else color)
         binary_mask = np.asarray(binary_mask).astype(np.uint8)
         mask = GenericMask(binary_mask, *binary_mask.shape)
@@ -439,24 +413,17 @@ class Visualizer:
         return tuple(np.clip(colorsys.hls_to_rgb(hue, lightness, saturation), 0.0, 1.0))
 
     def _convert_boxes(self, boxes) -> np.ndarray:
-        if isinstance(boxes, (Boxes, RotatedBoxes)):
-            boxes = boxes.tensor
+        boxes = getattr(boxes, "tensor", boxes)
         boxes = boxes.detach().numpy() if isinstance(boxes, torch.Tensor) else np.asarray(boxes)
         if boxes.shape[1:] == (5,):
             self.overlay_rotated_instances()
         return boxes
 
     def _convert_masks(self, masks_or_polygons) -> list[GenericMask]:
-        masks = masks_or_polygons
-        if isinstance(masks, PolygonMasks):
-            masks = masks.polygons
-        elif isinstance(masks, (BitMasks, torch.Tensor)):
-            masks = np.asarray(masks.tensor if isinstance(masks, BitMasks) else masks)
+        masks = getattr(masks_or_polygons, "tensor", getattr(masks_or_polygons, "polygons", masks_or_polygons))
+        masks = masks.numpy() if isinstance(masks, torch.Tensor) else masks
         size = self.output.height, self.output.width
         return [mask if isinstance(mask, GenericMask) else GenericMask(mask, *size) for mask in masks]
-
-    def _convert_keypoints(self, keypoints) -> np.ndarray:
-        return np.asarray(keypoints.tensor if isinstance(keypoints, Keypoints) else keypoints)
 
     def _draw_text_in_mask(self, binary_mask: np.ndarray, text: str, color) -> None:
         """Write into the largest connected part of a mask, and into every other large one."""

@@ -3,8 +3,6 @@
 Of a full Detectron2's 52 names these are COCO's instances and person keypoints (2014, 2017), and the metadata of
 Cityscapes' semantic labels; the other `register_all_*` refuse. Nothing is read before a dataset is used.
 """
-from __future__ import annotations
-
 import os
 from functools import partial
 

@@ -1,6 +1,4 @@
 """Classes and colours of COCO and Cityscapes, in the form in which Detectron2 projects use them."""
-from __future__ import annotations
-
 from detectron2._lite import RefusedTable
 
 # id (* for stuff), colour, name; the values are those of panopticapi's panoptic_coco_categories.json

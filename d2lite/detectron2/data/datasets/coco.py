@@ -1,6 +1,4 @@
 """COCO's json: reading it, writing any dataset as one, and semantic labels in PNG files."""
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -86,12 +84,10 @@ def load_coco_json(json_file, image_root, dataset_name=None, extra_annotation_ke
 
     Returns:
         Records, ascending by image id: file_name, height, width, image_id, annotations (iscrowd, bbox in XYWH_ABS,
-        category_id, and where present segmentation, keypoints). An annotation whose polygons all are invalid is left
-        out; one without a segmentation is kept.
+        category_id, and where present segmentation, keypoints) without those whose polygons all are invalid.
 
     Raises:
-        KeyError: an image without height or width, no categories, an unknown category_id.
-        AssertionError: duplicate annotation ids, `ignore`. ValueError: an empty bbox.
+        KeyError: a missing size or category. AssertionError: duplicate ids, `ignore`. ValueError: an empty bbox.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         coco = COCO(PathManager.get_local_path(json_file))
@@ -119,10 +115,7 @@ def load_coco_json(json_file, image_root, dataset_name=None, extra_annotation_ke
 
 
 def register_coco_instances(name: str, metadata: dict, json_file: str, image_root: str) -> None:
-    """Register a dataset with a COCO json, which is read when the dataset is used; `metadata` is further metadata.
-
-    Doing so again with the same arguments changes nothing; with others the write-once metadata refuse.
-    """
+    """Register a COCO json, read when it is used, with further `metadata`; once more is right with equal arguments."""
     assert isinstance(name, str), f"A dataset's name is a str, got {name!r}."
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)
     if name not in DatasetCatalog:
@@ -131,10 +124,7 @@ def register_coco_instances(name: str, metadata: dict, json_file: str, image_roo
 
 
 def load_sem_seg(gt_root: str, image_root: str, gt_ext: str = "png", image_ext: str = "jpg") -> list[dict]:
-    """Records of images (file_name) and label files (sem_seg_file_name) of the same path apart from the extension.
-
-    Sorted by path; files without a partner are left out.
-    """
+    """Records of images (file_name) and label files (sem_seg_file_name) of the same path apart from the extension."""
 
     def by_stem(root: str, extension: str) -> dict[str, str]:
         found = {}
@@ -173,6 +163,7 @@ def _segmentation_and_area(annotation: dict) -> tuple[list | dict, float]:
     rle = _valid_segmentation(segmentation)
     counts = rle["counts"].decode("ascii") if isinstance(rle["counts"], bytes) else rle["counts"]
     return {"size": [int(side) for side in rle["size"]], "counts": counts}, float(mask_util.area(rle))
+
 
 def _to_coco_annotation(annotation: dict, annotation_id: int, image_id, to_dataset_id) -> dict:
     box, area = _box_and_area(annotation)
@@ -236,10 +227,7 @@ def _has_fingerprint(file: str, fingerprint: str) -> bool:
 
 
 def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool = True) -> None:
-    """Write a registered dataset as a COCO json, which appears as a whole.
-
-    With `allow_cached` a file that was written from exactly these records is kept.
-    """
+    """Write a registered dataset as a COCO json; `allow_cached` keeps a file made from exactly these records."""
     records, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
     PathManager.mkdirs(str(PurePath(output_file).parent))
     fingerprint = _fingerprint(records, metadata)

@@ -3,8 +3,6 @@
 Training samplers are endless. All processes draw the same sequence from a generator of their own and take every
 world-size-th element of it, so no two see the same sample at a time and nothing needs to be communicated.
 """
-from __future__ import annotations
-
 import itertools
 import logging
 import math
@@ -46,11 +44,7 @@ def _shared_seed(seed: int | None) -> int:
 
 
 class TrainingSampler(_EndlessSampler):
-    """One permutation of `range(size)` after another, for ever; without `shuffle` 0, 1, ..., size - 1, 0, 1, ...
-
-    Raises:
-        TypeError: size is not an int. ValueError: size is not positive.
-    """
+    """One permutation of `range(size)` after another; without `shuffle` 0, 1, ..., size - 1, 0, 1, ..."""
 
     def __init__(self, size: int, shuffle: bool = True, seed: int | None = None):
         if not isinstance(size, int):

@@ -1,6 +1,4 @@
 """Batches of indices that belong to one group."""
-from __future__ import annotations
-
 from collections import defaultdict
 from typing import Iterator, Sequence
 

@@ -3,8 +3,6 @@
 An `Augmentation` looks at some of the inputs (image, boxes, ...), draws random numbers and returns a `Transform`, which
 is then applied to all inputs and can be applied to further data (polygons, keypoints) later.
 """
-from __future__ import annotations
-
 import inspect
 import pprint
 from typing import Any
@@ -13,18 +11,13 @@ import numpy as np
 from fvcore.transforms.transform import Transform, TransformList
 
 
-
 def _check_image(img: Any) -> None:
     assert isinstance(img, np.ndarray), f"An image must be a numpy array, got {type(img).__name__}."
     assert img.ndim in (2, 3), f"An image must be (H, W) or (H, W, C), got the shape {img.shape}."
 
 
 def _get_aug_input_args(aug: "Augmentation", aug_input: Any) -> list[Any]:
-    """What `aug.get_transform` asks for by its parameters' names, taken from the attributes of `aug_input`.
-
-    Raises:
-        TypeError: the names are unknown (*args). AttributeError: there is no such input.
-    """
+    """What `aug.get_transform` asks for by its parameters' names, taken from the attributes of `aug_input`."""
     if aug.input_args is None:
         parameters = list(inspect.signature(aug.get_transform).parameters.values())
         variable = [p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
@@ -140,12 +133,9 @@ class AugmentationList(Augmentation):
 
 
 class AugInput:
-    """The data that augmentations look at and change in place. Further attributes may be added by subclasses.
+    """What augmentations look at and change in place: image (H, W[, C]), boxes (N, 4) XYXY and sem_seg (H, W) labels.
 
-    Args:
-        image: (H, W) or (H, W, C), usually uint8 in 0..255 or floating.
-        boxes: (N, 4) absolute x0, y0, x1, y1.
-        sem_seg: (H, W) labels.
+    Further attributes may be added by subclasses.
     """
 
     def __init__(self, image: np.ndarray, *, boxes: np.ndarray | None = None, sem_seg: np.ndarray | None = None):
@@ -166,11 +156,7 @@ class AugInput:
 
 
 def apply_augmentations(augmentations: list, inputs):
-    """Apply augmentations or transforms in order to an AugInput, in place, or to an image.
-
-    Returns:
-        (what was given, augmented; the TransformList that was drawn).
-    """
+    """Augment an AugInput, in place, or an image: (what was given, augmented; the TransformList that was drawn)."""
     if not isinstance(inputs, np.ndarray):
         return inputs, inputs.apply_augmentations(augmentations)
     aug_input = AugInput(inputs)

@@ -3,15 +3,14 @@
 Every random number comes from numpy's global generator. How many are drawn, and in which order, is part of the
 interface: a seed must give the same pictures on every Detectron2.
 """
-from __future__ import annotations
-
 import sys
 from typing import Tuple
 
 import numpy as np
 import torch
 from fvcore.transforms.transform import (
-    BlendTransform, CropTransform, HFlipTransform, NoOpTransform, PadTransform, Transform, TransformList, VFlipTransform,
+    BlendTransform, CropTransform, HFlipTransform, NoOpTransform, PadTransform, Transform, TransformList,
+    VFlipTransform,
 )
 from PIL import Image
 
@@ -19,7 +18,6 @@ from detectron2.structures import Boxes, pairwise_iou
 
 from .augmentation import Augmentation, _transform_to_aug
 from .transform import ExtentTransform, ResizeTransform, RotationTransform
-
 
 
 class RandomApply(Augmentation):
@@ -45,7 +43,7 @@ class RandomFlip(Augmentation):
 
     def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False):
         if bool(horizontal) == bool(vertical):
-            raise ValueError(f"RandomFlip mirrors in one direction, got horizontal={horizontal} and vertical={vertical}.")
+            raise ValueError(f"RandomFlip mirrors in one direction, got {horizontal=} and {vertical=}.")
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
@@ -78,12 +76,9 @@ class RandomResize(Augmentation):
 
 
 class ResizeShortestEdge(Augmentation):
-    """Resize so that the shorter side gets a drawn length and the longer at most `max_size`; keeps the aspect ratio.
+    """Resize so that the shorter side gets a drawn length (pixels; 0 does nothing) and the longer at most `max_size`.
 
-    Args:
-        short_edge_length: pixels. An int; for sample_style "range" a pair (low, high), both included; for "choice" a
-            list. A drawn 0 leaves the image alone.
-        interp: one of Pillow's filters.
+    `short_edge_length` is an int; for sample_style "range" a pair (low, high), both included; for "choice" a list.
     """
 
     @torch.jit.unused
@@ -118,8 +113,7 @@ class ResizeShortestEdge(Augmentation):
         long = short / min(oldh, oldw) * max(oldh, oldw)
         if long > max_size:
             shrink = max_size * 1.0 / long
-            short = short * shrink
-            long = long * shrink
+            short, long = short * shrink, long * shrink
         if oldh < oldw:
             return int(short + 0.5), int(long + 0.5)
         return int(long + 0.5), int(short + 0.5)
@@ -164,12 +158,8 @@ class FixedSizeCrop(Augmentation):
 class RandomCrop(Augmentation):
     """Crop a window of a given or drawn size at a random place.
 
-    Args:
-        crop_type: what `crop_size` (h, w) means.
-            "relative": fractions of the image;
-            "relative_range": fractions drawn from [crop_size, 1];
-            "absolute": pixels, at most those of the image;
-            "absolute_range": a pair (low, high) of pixels, from which h and w are drawn.
+    `crop_size` (h, w) means by `crop_type`: "relative" fractions of the image; "relative_range" fractions drawn from
+    [crop_size, 1]; "absolute" pixels; "absolute_range" (low, high) pixels from which h and w are drawn.
     """
 
     def __init__(self, crop_type: str, crop_size):
@@ -202,12 +192,7 @@ class RandomCrop(Augmentation):
 
 
 class RandomCrop_CategoryAreaConstraint(Augmentation):
-    """`RandomCrop`, drawn up to ten times until no class fills more than a share of the window.
-
-    Args:
-        single_category_max_area: the largest share, of the labelled pixels; 1.0 switches the constraint off.
-        ignored_category: label that does not count, e.g. 255.
-    """
+    """`RandomCrop`, drawn up to ten times until no class but `ignored_category` exceeds a share of the window."""
 
     def __init__(self, crop_type: str, crop_size, single_category_max_area: float = 1.0, ignored_category: int = None):
         self._init(locals())
@@ -232,10 +217,8 @@ class RandomCrop_CategoryAreaConstraint(Augmentation):
 class MinIoURandomCrop(Augmentation):
     """Crop so that every box overlaps the window by a drawn IoU at least (Liu et al., SSD, 2016, section 2.2).
 
-    Args:
-        min_ious: thresholds to draw from, besides "no crop" and "any crop".
-        min_crop_size: least share of the image's height and of its width.
-        mode_trials: how many thresholds are tried; crop_trials: windows for each. After that: no crop.
+    Thresholds are drawn from `min_ious`, "no crop" and "any crop", `mode_trials` times, with `crop_trials` windows for
+    each, which have `min_crop_size` of the image's height and width at least. After that: no crop.
     """
 
     def __init__(self, min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3, mode_trials=1000, crop_trials=50):
@@ -279,9 +262,8 @@ class MinIoURandomCrop(Augmentation):
 class RandomExtent(Augmentation):
     """Cut out a window of random size and place that may reach beyond the image.
 
-    Args:
-        scale_range: the window's size as a share of the image's, (low, high).
-        shift_range: (x, y) how far its centre moves at most, as a share of the image's size, half to either side.
+    As shares of the image's size, `scale_range` (low, high) is that of the window's, and `shift_range` (x, y) how far
+    its centre moves at most, half to either side.
     """
 
     def __init__(self, scale_range, shift_range):
@@ -300,10 +282,9 @@ class RandomRotation(Augmentation):
 
     Args:
         angle: degrees: one number, a pair (low, high) for "range", a list for "choice".
-        expand: enlarge the image so that nothing is cut off.
         center: (x, y) as fractions of the image: one point; for "range" a pair of opposite corners, for "choice" a
             list of points. None: the middle.
-        interp: one of cv2's INTER_*.
+        expand: enlarge the image so that nothing is cut off; interp: one of cv2's INTER_*.
     """
 
     def __init__(self, angle, expand=True, center=None, sample_style="range", interp=None):
@@ -319,8 +300,9 @@ class RandomRotation(Augmentation):
         angle = np.random.uniform(*self.angle) if self.is_range else np.random.choice(self.angle)
         center = None
         if self.center is not None:
-            drawn = np.random.uniform(*self.center) if self.is_range else self.center[np.random.choice(len(self.center))]
-            center = tuple(np.multiply(drawn, (width, height)))
+            places = self.center
+            place = np.random.uniform(*places) if self.is_range else places[np.random.choice(len(places))]
+            center = tuple(np.multiply(place, (width, height)))
         if angle % 360 == 0:
             return NoOpTransform()
         return RotationTransform(height, width, angle, expand=self.expand, center=center, interp=self.interp)
@@ -331,9 +313,6 @@ class _RandomBlend(Augmentation):
 
     def __init__(self, intensity_min: float, intensity_max: float):
         self._init(locals())
-
-    def _source(self, image: np.ndarray):
-        raise NotImplementedError
 
     def get_transform(self, image: np.ndarray) -> Transform:
         source = self._source(image)
@@ -364,10 +343,7 @@ class RandomSaturation(_RandomBlend):
 
 
 class RandomLighting(Augmentation):
-    """Add noise along the principal components of ImageNet's colours (Krizhevsky et al., 2012, section 4.1).
-
-    `scale` is the standard deviation of the three weights; AlexNet has 0.1 for images in [0, 1].
-    """
+    """Add noise of deviation `scale` along the principal components of ImageNet's colours (AlexNet, section 4.1)."""
 
     def __init__(self, scale: float):
         self.scale = scale

@@ -2,8 +2,6 @@
 
 Coordinates are (N, 2) arrays of x, y in pixels, where the image covers [0, w] x [0, h]: a pixel's centre lies at + 0.5.
 """
-from __future__ import annotations
-
 from typing import Callable
 
 import cv2
@@ -28,13 +26,9 @@ def _from_pil(picture: Image.Image, like: np.ndarray) -> np.ndarray:
 
 
 class ExtentTransform(Transform):
-    """Cut out `src_rect` and stretch it to `output_size`. What lies outside the image is filled.
+    """Cut out `src_rect` (x0, y0, x1, y1) and stretch it to `output_size` (h, w), with `fill` outside the image.
 
-    Args:
-        src_rect: (x0, y0, x1, y1) in the input; may reach beyond it.
-        output_size: (h, w).
-        interp: one of Pillow's filters; segmentations always use the nearest pixel.
-        fill: value outside the input, in every channel.
+    `interp` is one of Pillow's filters; segmentations always use the nearest pixel.
     """
 
     def __init__(self, src_rect, output_size, interp=Image.BILINEAR, fill=0):
@@ -106,14 +100,10 @@ class ResizeTransform(Transform):
 
 
 class RotationTransform(Transform):
-    """Rotate counter-clockwise about a point.
+    """Rotate an h x w image by `angle` degrees counter-clockwise about `center` (x, y), by default its middle.
 
-    Args:
-        h, w: size of the input.
-        angle: degrees.
-        expand: enlarge the output so that nothing is cut off; the centre then does not matter.
-        center: (x, y); None: the middle of the image.
-        interp: one of cv2's INTER_*; None: linear. Segmentations always use the nearest pixel.
+    `expand` enlarges the output so that nothing is cut off, whatever the centre. `interp` is one of cv2's INTER_*;
+    segmentations always use the nearest pixel.
     """
 
     def __init__(self, h: int, w: int, angle: float, expand: bool = True, center=None, interp=None):
@@ -208,11 +198,7 @@ def HFlip_rotated_box(transform: HFlipTransform, rotated_boxes: np.ndarray) -> n
 
 
 def Resize_rotated_box(transform: ResizeTransform, rotated_boxes: np.ndarray) -> np.ndarray:
-    """(N, 5) boxes x, y, w, h, counter-clockwise degrees, scaled in place.
-
-    Unequal scales turn the rectangle into a parallelogram. The result keeps the lengths of its sides and
-    the direction of its height.
-    """
+    """(N, 5) boxes x, y, w, h, counter-clockwise degrees, scaled in place; the direction of the height stays right."""
     sx, sy = transform.new_w / transform.w, transform.new_h / transform.h
     cos, sin = np.cos(np.deg2rad(rotated_boxes[:, 4])), np.sin(np.deg2rad(rotated_boxes[:, 4]))
     rotated_boxes[:, 0] *= sx

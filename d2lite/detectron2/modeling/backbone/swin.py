@@ -218,15 +218,11 @@ class SwinTransformer(Backbone):
     """The backbone; feature p0 has stride 4 and `embed_dim` channels, each next one twice both.
 
     Args:
-        pretrain_img_size: side of the square images that `absolute_pos_embed` was trained on, pixels.
+        pretrain_img_size: side of the square images that `absolute_pos_embed` (with `ape`) was trained on, pixels.
         depths, num_heads: blocks and heads of each stage.
         window_size: side of the windows, in places.
         mlp_ratio: hidden width of the MLPs over the channels.
-        qkv_bias, qk_scale, attn_drop_rate: of the attention.
-        drop_rate: dropout after the embedding, the attention and in the MLPs.
         drop_path_rate: the last block's stochastic depth; it grows linearly from 0.
-        ape: adds a learned absolute position embedding, interpolated to the image.
-        patch_norm: norm after the patch embedding.
         out_indices: stages whose normed outputs are returned.
         frozen_stages: 0 freezes the patch embedding, 1 the absolute positions too, k >= 2 also k - 1 stages.
         use_checkpoint: recomputes blocks in the backward pass to save memory.

@@ -8,12 +8,8 @@ _KEYS = {
         "RESNETS": {"STEM_TYPE": "deeplab", "RES4_DILATION": 1, "RES5_MULTI_GRID": [1, 2, 4]},
         "SEM_SEG_HEAD": {
             "LOSS_TYPE": "hard_pixel_mining",  # or "cross_entropy"
-            "PROJECT_FEATURES": ["res2"],
-            "PROJECT_CHANNELS": [48],
-            "ASPP_CHANNELS": 256,
-            "ASPP_DILATIONS": [6, 12, 18],
-            "ASPP_DROPOUT": 0.1,
-            "USE_DEPTHWISE_SEPARABLE_CONV": False,
+            "PROJECT_FEATURES": ["res2"], "PROJECT_CHANNELS": [48], "USE_DEPTHWISE_SEPARABLE_CONV": False,
+            "ASPP_CHANNELS": 256, "ASPP_DILATIONS": [6, 12, 18], "ASPP_DROPOUT": 0.1,
         },
     },
 }

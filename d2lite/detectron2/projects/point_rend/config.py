@@ -2,19 +2,10 @@
 from detectron2.config import CfgNode
 
 _POINT_HEAD = {
-    "NAME": "StandardPointHead",
-    "NUM_CLASSES": 80,
-    "IN_FEATURES": ("p2",),
-    "NUM_FC": 3,
-    "FC_DIM": 256,
-    "CLS_AGNOSTIC_MASK": False,
-    "COARSE_PRED_EACH_LAYER": True,
-    "COARSE_SEM_SEG_HEAD_NAME": "SemSegFPNHead",
-    "TRAIN_NUM_POINTS": 14 * 14,
-    "OVERSAMPLE_RATIO": 3,
-    "IMPORTANCE_SAMPLE_RATIO": 0.75,
-    "SUBDIVISION_STEPS": 5,
-    "SUBDIVISION_NUM_POINTS": 28 * 28,
+    "NAME": "StandardPointHead", "NUM_CLASSES": 80, "IN_FEATURES": ("p2",), "NUM_FC": 3, "FC_DIM": 256,
+    "CLS_AGNOSTIC_MASK": False, "COARSE_PRED_EACH_LAYER": True, "COARSE_SEM_SEG_HEAD_NAME": "SemSegFPNHead",
+    "TRAIN_NUM_POINTS": 14 * 14, "OVERSAMPLE_RATIO": 3, "IMPORTANCE_SAMPLE_RATIO": 0.75,
+    "SUBDIVISION_STEPS": 5, "SUBDIVISION_NUM_POINTS": 28 * 28,
 }
 
 

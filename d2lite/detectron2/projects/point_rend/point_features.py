@@ -27,11 +27,9 @@ def get_uncertain_point_coords_with_randomness(
 ):
     """Points to train on: the most uncertain ones of a larger random sample, and some plain random ones.
 
-    Args:
-        coarse_logits: (N, C, H, W).
-        uncertainty_func: (N, C, P) logits -> (N, 1, P), larger where less certain.
-        oversample_ratio: how many times `num_points` P are drawn first; at least 1.
-        importance_sample_ratio: the share of P that is chosen by uncertainty, in the (N, P, 2) result first.
+    `coarse_logits` are (N, C, H, W); `uncertainty_func` takes (N, C, P) of them and gives (N, 1, P), larger where less
+    certain. Of the (N, P, 2) points the share `importance_sample_ratio`, which comes first, is chosen from
+    `oversample_ratio` times P.
     """
     assert oversample_ratio >= 1, f"oversample_ratio is at least 1, not {oversample_ratio}."
     assert 0 <= importance_sample_ratio <= 1, f"importance_sample_ratio lies in 0..1, not {importance_sample_ratio}."
