@@ -45,14 +45,14 @@ def test_a_certain_token_has_a_finite_gradient():
     assert logits.grad.abs().max() == 0
 
 
-def test_the_seeds_weights_scale_the_terms(prediction, targets):
+def test_weights_scale_the_terms(prediction, targets):
     plain = criterion(focal_gamma=2.0, box_weight=1.0)(prediction, targets)
-    seed = criterion(focal_gamma=2.0, class_weight=1.5, box_weight=1.0)(prediction, targets)
-    assert seed["loss_ce"] == pytest.approx(1.5 * plain["loss_ce"].item())
-    assert seed["loss_bbox"] == plain["loss_bbox"] and seed["loss_giou"] == plain["loss_giou"]
+    focal = criterion(focal_gamma=2.0, class_weight=1.5, box_weight=1.0)(prediction, targets)
+    assert focal["loss_ce"] == pytest.approx(1.5 * plain["loss_ce"].item())
+    assert focal["loss_bbox"] == plain["loss_bbox"] and focal["loss_giou"] == plain["loss_giou"]
     original = criterion()(prediction, targets)
-    assert original["loss_bbox"].item() == pytest.approx(5 * seed["loss_bbox"].item(), rel=1e-6)
-    assert seed["loss_ce"] < 1.5 * original["loss_ce"]  # the factor is below 1 everywhere
+    assert original["loss_bbox"].item() == pytest.approx(5 * focal["loss_bbox"].item(), rel=1e-6)
+    assert focal["loss_ce"] < 1.5 * original["loss_ce"]  # the factor is below 1 everywhere
 
 
 def test_box_losses_are_divided_by_the_objects(prediction):
