@@ -1,8 +1,13 @@
 """Small networks of linear layers."""
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_d2.layers.linear import Linear
+
+# Without a backward pass the hidden layer is never whole: pieces of it stay in the processor's cache, and are small
+# enough for the C library to keep their memory. 2048 units of float32 take 16 MiB.
+TOKENS_AT_ONCE = 2048
 
 
 class MLP(nn.Module):
@@ -34,4 +39,19 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., embed_dim) -> the same shape."""
-        return self.norm(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))))
+        if x.device.type != "cpu" or self._is_recorded(x):
+            return self.norm(x + self._change(x))
+        tokens = x.reshape(-1, x.shape[-1])
+        out = torch.empty_like(tokens)
+        for piece, result in zip(tokens.split(TOKENS_AT_ONCE), out.split(TOKENS_AT_ONCE)):
+            torch.add(piece, self._change(piece), out=result)
+        return self.norm(out).view(x.shape)
+
+    def _change(self, x: Tensor) -> Tensor:
+        return self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True))))
+
+    def _is_recorded(self, x: Tensor) -> bool:
+        """For a backward pass, for export or compilation."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return True
+        return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
