@@ -1,0 +1,105 @@
+"""Runs of tools/train_net.py on generated data: every method learns, and what it wrote predicts the same anywhere."""
+import json
+
+import pytest
+import torch
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+
+from lowrank_d2.data import mini
+from lowrank_d2.data.image_files import read_image
+from lowrank_d2.engine.defaults import load_config, run_tool
+from lowrank_d2.engine.run import main, train_parser
+from lowrank_d2.peft import METHODS, PeftConfig, apply_peft, read_header
+from projects.YOLOS.tests.models import CONFIGS
+
+RECIPES = ("full", "lora", "adalora", "loha", "lokr")
+SHORT = [
+    "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "SOLVER.MAX_ITER", "24", "TEST.EVAL_PERIOD", "12",
+    "SOLVER.BASE_LR", "0.002", "MODEL.YOLOS.DEPTH", "2",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A generated tree of 16 + 4 images, used as $DETECTRON2_DATASETS."""
+    root = tmp_path_factory.mktemp("datasets")
+    mini.build(root, "source", train=16, val=4, height=64)
+    return root
+
+
+@pytest.fixture
+def files(monkeypatch, data):
+    """files("lora") -> the two configuration files of a small run with the generated data."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
+    return lambda recipe: [str(CONFIGS / f"yolos_s_{recipe}.yaml"), str(CONFIGS / "mini.yaml")]
+
+
+def train(files, output, *words):
+    opts = [*SHORT, *words, "OUTPUT_DIR", str(output)]
+    assert run_tool(main, train_parser(""), ["--config-file", *files, *opts]) == 0
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == list(range(len(lines)))
+    return lines
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_loss_falls_with_every_recipe(tmp_path, files, recipe):
+    train_all = ["MODEL.PEFT.TRAIN", "all"] if recipe == "full" else []
+    lines = train(files(recipe), tmp_path / "out", *train_all)
+    losses = [line["total_loss"] for line in lines]
+    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
+    assert {"loss_ce", "loss_bbox", "loss_giou"} <= lines[0].keys() and "bbox/AP" in lines[-1]
+    header = read_header(tmp_path / "out" / "delta_final.safetensors")
+    assert [method.name for method in header.methods] == ([] if recipe == "full" else [recipe])
+    assert header.class_names == ("ball", "box", "wedge", "star", "cross", "blob")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES[1:])
+def test_a_longer_run_finds_boxes(tmp_path, files, recipe):
+    words = ["SOLVER.MAX_ITER", "400", "TEST.EVAL_PERIOD", "100", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"]
+    losses = [line["total_loss"] for line in train(files(recipe), tmp_path / "out", *words)]
+    assert sum(losses[-20:]) < 0.6 * sum(losses[:20])
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"adapter"}))
+def test_low_rank_tensors_alone_learn_a_batch(files, batch, name):
+    torch.manual_seed(0)
+    model = build_model(load_config(files("full"), [*SHORT, "MODEL.PEFT.TRAIN", "all", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "80"]))
+    with torch.no_grad():  # heads that say something about the tokens
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    apply_peft(model, PeftConfig((METHODS[name](rank=4),), "none"))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 0.02)
+    model.train()
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = sum(model(batch).values())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses[-3:]) < 0.95 * losses[0]
+
+
+def test_base_and_delta_predict_what_the_run_ended_with(tmp_path, files, data):
+    torch.manual_seed(3)
+    classes = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "6"]
+    plain = build_model(load_config(files("full"), [*SHORT, *classes, "MODEL.PEFT.TRAIN", "all"]))
+    torch.save({"model": plain.state_dict()}, tmp_path / "base.pth")
+    out = tmp_path / "out"
+    train(files("lora"), out, "MODEL.WEIGHTS", str(tmp_path / "base.pth"))
+    image = read_image(str(next((data / "source" / "val").iterdir())))[..., ::-1]  # DefaultPredictor takes BGR
+
+    def predict(*words):
+        return DefaultPredictor(load_config(str(out / "config.yaml"), words))(image)["instances"]
+
+    final = predict("MODEL.WEIGHTS", str(out / "model_final.pth"))
+    shipped = predict("MODEL.PEFT.DELTA", str(out / "delta_final.safetensors"), "MODEL.PEFT.METHODS", "[]")
+    base = predict("MODEL.PEFT.METHODS", "[]")
+    assert len(final) == 20 and final.image_size == image.shape[:2]
+    torch.testing.assert_close(shipped.pred_boxes.tensor, final.pred_boxes.tensor)
+    torch.testing.assert_close(shipped.scores, final.scores)
+    assert not torch.allclose(base.scores, final.scores, atol=1e-4)
