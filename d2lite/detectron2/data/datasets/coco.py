@@ -1,5 +1,6 @@
 """COCO's json: reading it, writing any dataset as one, and semantic labels in PNG files."""
 import contextlib
+import glob
 import hashlib
 import io
 import json
@@ -46,9 +47,8 @@ def _shifted(keypoints: list, offset: float) -> list:
 def _valid_segmentation(segmentation):
     """The polygons that have three points at least, or a compressed RLE; None if no polygon is left."""
     if isinstance(segmentation, dict):
-        if isinstance(segmentation["counts"], list):
-            return mask_util.frPyObjects(segmentation, *segmentation["size"])
-        return segmentation
+        is_compressed = not isinstance(segmentation["counts"], list)
+        return segmentation if is_compressed else mask_util.frPyObjects(segmentation, *segmentation["size"])
     return [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= 6] or None
 
 
@@ -127,13 +127,9 @@ def load_sem_seg(gt_root: str, image_root: str, gt_ext: str = "png", image_ext: 
     """Records of images (file_name) and label files (sem_seg_file_name) of the same path apart from the extension."""
 
     def by_stem(root: str, extension: str) -> dict[str, str]:
-        found = {}
-        for folder, _, files in os.walk(PathManager.get_local_path(root)):
-            for file in files:
-                if file.endswith(extension):
-                    path = os.path.join(folder, file)
-                    found[os.path.relpath(path, root)[: -len(extension)]] = path
-        return found
+        folder = PathManager.get_local_path(root)
+        files = glob.glob(f"**/*{extension}", root_dir=folder, recursive=True)
+        return {file.removesuffix(extension): os.path.join(folder, file) for file in files}
 
     images, labels = by_stem(image_root, image_ext), by_stem(gt_root, gt_ext)
     assert labels, f"No label file *.{gt_ext} lies below {gt_root}."
@@ -141,15 +137,6 @@ def load_sem_seg(gt_root: str, image_root: str, gt_ext: str = "png", image_ext: 
     if not len(images) == len(labels) == len(both):
         logger.warning(f"{len(images)} images and {len(labels)} label files make {len(both)} pairs; the rest is out.")
     return [{"file_name": images[stem], "sem_seg_file_name": labels[stem]} for stem in both]
-
-
-def _box_and_area(annotation: dict) -> tuple[list, float]:
-    """The box, XYWH (or XYWHA), and its area."""
-    box, mode = annotation["bbox"], annotation["bbox_mode"]
-    box = box.tolist() if isinstance(box, np.ndarray) else box
-    if mode != BoxMode.XYWHA_ABS:
-        box = BoxMode.convert(box, mode, BoxMode.XYWH_ABS)
-    return box, float(box[2] * box[3])
 
 
 def _segmentation_and_area(annotation: dict) -> tuple[list | dict, float]:
@@ -166,11 +153,12 @@ def _segmentation_and_area(annotation: dict) -> tuple[list | dict, float]:
 
 
 def _to_coco_annotation(annotation: dict, annotation_id: int, image_id, to_dataset_id) -> dict:
-    box, area = _box_and_area(annotation)
+    box, mode = np.asarray(annotation["bbox"], dtype=float).tolist(), annotation["bbox_mode"]
+    if mode != BoxMode.XYWHA_ABS:
+        box = BoxMode.convert(box, mode, BoxMode.XYWH_ABS)
+    area = box[2] * box[3]
     converted = {
-        "id": annotation_id,
-        "image_id": image_id,
-        "bbox": [round(float(value), 3) for value in box],
+        "id": annotation_id, "image_id": image_id, "bbox": [round(float(value), 3) for value in box],
         "iscrowd": int(annotation.get("iscrowd", 0)),
         "category_id": int(to_dataset_id(annotation["category_id"])),
     }

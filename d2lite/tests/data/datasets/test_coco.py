@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import convert_to_coco_json, load_coco_json, load_sem_seg, register_coco_instances
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
 
 mended = pytest.mark.skipif(
     getattr(detectron2, "__runtime__", None) != "lite", reason="a defect of Detectron2 that the lite runtime mends"
@@ -225,3 +226,17 @@ def test_load_sem_seg(tmp_path):
     assert [record["file_name"][-5:] for record in records] == ["1.jpg", "3.jpg"]
     for record in records:
         assert record["sem_seg_file_name"] == record["file_name"].replace("/im/", "/gt/").replace(".jpg", ".png")
+
+
+@mended
+def test_load_sem_seg_below_a_folder_that_a_handler_resolves(tmp_path, monkeypatch):
+    """Pairs are found by their place below the local copy, wherever that lies."""
+    for kind, file in (("im", "a/1.jpg"), ("gt", "a/1.png")):
+        (tmp_path / "cache" / f"{kind}0" / "a").mkdir(parents=True)
+        Image.new("L", (2, 2)).save(tmp_path / "cache" / f"{kind}0" / file)
+    monkeypatch.setattr(
+        PathManager, "get_local_path", lambda path: str(tmp_path / "cache" / path.replace("far://", "").replace("/", "0"))
+    )
+    (record,) = load_sem_seg("far://gt/", "far://im/")
+    assert record["file_name"] == str(tmp_path / "cache/im0/a/1.jpg")
+    assert record["sem_seg_file_name"] == str(tmp_path / "cache/gt0/a/1.png")
