@@ -48,12 +48,8 @@ def refused_class(name: str, module: str, *bases: type):
     def refuse(cls, *args, **kwargs):
         raise NotInLiteRuntime(f"{module}.{name}")
 
-    body = {
-        "__new__": refuse,
-        "__module__": module,
-        "__doc__": f"Not in the lite runtime; constructing it raises {NotInLiteRuntime.__name__}.",
-    }
-    return _RefusingType(name, bases, body)
+    doc = f"Not in the lite runtime; constructing it raises {NotInLiteRuntime.__name__}."
+    return _RefusingType(name, bases, {"__new__": refuse, "__module__": module, "__doc__": doc})
 
 
 class RefusedTable(Sequence):
@@ -62,8 +58,7 @@ class RefusedTable(Sequence):
     def __init__(self, name: str, module: str):
         self._name = f"{module}.{name}"
 
-    def __len__(self):
+    def __getitem__(self, *index):
         raise NotInLiteRuntime(self._name)
 
-    def __getitem__(self, index):
-        raise NotInLiteRuntime(self._name)
+    __len__ = __getitem__

@@ -25,20 +25,17 @@ class DetectionCheckpointer(Checkpointer):
     """
 
     def __init__(self, model, save_dir="", *, save_to_disk=None, **checkpointables):
-        if save_to_disk is None:
-            save_to_disk = comm.is_main_process()
+        save_to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
-        self.path_manager = PathManager
-        self._matching_heuristics = False
+        self.path_manager, self._matching_heuristics = PathManager, False
 
     def save(self, name, **kwargs):
         """Writes `name`.pth with the model, the checkpointables and `kwargs`, then names it in last_checkpoint."""
         if not self.save_dir or not self.save_to_disk:
             return
         assert os.path.basename(name) == name, f"a checkpoint's name has no folder: {name}"
-        data = {"model": self.model.state_dict()}
-        data.update((key, checkpointable.state_dict()) for key, checkpointable in self.checkpointables.items())
-        data.update(kwargs)
+        states = {name: checkpointable.state_dict() for name, checkpointable in self.checkpointables.items()}
+        data = {"model": self.model.state_dict(), **states, **kwargs}
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         with self._replacing(path) as stream:
@@ -103,13 +100,11 @@ class DetectionCheckpointer(Checkpointer):
             model = self.model.state_dict()
             checkpoint["model"] = align_and_update_state_dicts(model, checkpoint["model"], c2_conversion=is_caffe2)
         incompatible = super()._load_model(checkpoint)
-        # The config decides on these, so files without them are complete; and older files hold anchors, which models
-        # compute.
+        # The config decides on these, so files without them are complete; older files hold anchors, which are computed.
         own = {name for name, _ in self.model.named_buffers(recurse=False)} & {"pixel_mean", "pixel_std"}
-        incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in own]
-        incompatible.unexpected_keys[:] = [
-            name for name in incompatible.unexpected_keys if "anchor_generator.cell_anchors" not in name
-        ]
+        missing, unexpected = incompatible.missing_keys, incompatible.unexpected_keys
+        missing[:] = [name for name in missing if name not in own]
+        unexpected[:] = [name for name in unexpected if "anchor_generator.cell_anchors" not in name]
         return incompatible
 
     @contextlib.contextmanager
@@ -119,8 +114,8 @@ class DetectionCheckpointer(Checkpointer):
             with self.path_manager.open(path, "wb") as stream:
                 yield stream
             return
-        folder = os.path.dirname(path)
-        handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=folder or ".")
+        folder, name = os.path.split(path)
+        handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder or ".")
         try:
             with os.fdopen(handle, "wb") as stream:
                 yield stream

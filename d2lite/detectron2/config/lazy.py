@@ -117,9 +117,6 @@ class LazyConfig:
         return "".join(f"{line}\n" for line in _assignments(OmegaConf.to_container(cfg, resolve=True), prefix))
 
 
-# ---- python files -------------------------------------------------------------------------------------------------
-
-
 def _run_config_file(filename: str, namespace: dict) -> dict:
     """``namespace`` with the globals of a config file after it ran, as a package of its own: nothing is cached."""
     package = f"{_CFG_PACKAGE_NAME}.{uuid.uuid4().hex[:8]}.{os.path.basename(filename)}"
@@ -168,9 +165,6 @@ def _file_of_relative_import(importer: str, name: str, level: int) -> str:
 
 def _cast_to_config(obj):
     return DictConfig(obj, flags={"allow_objects": True}) if isinstance(obj, dict) else obj
-
-
-# ---- saving, overriding, showing ----------------------------------------------------------------------------------
 
 
 def _name_targets(cfg):

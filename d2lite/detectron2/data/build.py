@@ -140,11 +140,9 @@ def build_batch_data_loader(
         # behind the workers, so single elements do.
         dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=1 if aspect_ratio_grouping else batch_size)
     kwargs = {
-        "num_workers": num_workers,
-        "worker_init_fn": worker_init_reset_seed,
+        "num_workers": num_workers, "worker_init_fn": worker_init_reset_seed,
         "prefetch_factor": prefetch_factor if num_workers > 0 else None,
-        "persistent_workers": persistent_workers,
-        "pin_memory": pin_memory,
+        "persistent_workers": persistent_workers, "pin_memory": pin_memory,
         "generator": None if seed is None else torch.Generator().manual_seed(seed),
         **kwargs,
     }
@@ -180,17 +178,18 @@ def _get_train_datasets_repeat_factors(cfg) -> dict[str, float]:
     return {name: factors.get(name, 1.0) for name in cfg.DATASETS.TRAIN}
 
 
+def _category_factors(cfg, dicts) -> torch.Tensor:
+    by_frequency = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+    return by_frequency(dicts, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT)
+
+
 def _build_weighted_sampler(cfg, enable_category_balance: bool = False) -> RepeatFactorTrainingSampler:
     """Repeat every image by its dataset's factor; with balance also by that of its rarest class in its dataset."""
     factors = []
     for position, (name, dataset_factor) in enumerate(_get_train_datasets_repeat_factors(cfg).items()):
         dicts = _training_dicts(cfg, name, cfg.DATASETS.PROPOSAL_FILES_TRAIN[position : position + 1])
         factor = torch.full((len(dicts),), float(dataset_factor))
-        if enable_category_balance:
-            factor = factor * RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-                dicts, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
-            )
-        factors.append(factor)
+        factors.append(factor * _category_factors(cfg, dicts) if enable_category_balance else factor)
     return RepeatFactorTrainingSampler(torch.cat(factors), seed=_sampler_seed(cfg))
 
 
@@ -200,19 +199,14 @@ def _training_sampler(cfg, dataset) -> Sampler:
     if name == "TrainingSampler":
         return TrainingSampler(len(dataset), seed=seed)
     if name == "RepeatFactorTrainingSampler":
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            dataset, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
-        )
-        return RepeatFactorTrainingSampler(factors, seed=seed)
+        return RepeatFactorTrainingSampler(_category_factors(cfg, dataset), seed=seed)
     if name == "RandomSubsetTrainingSampler":
         ratio = cfg.DATALOADER.RANDOM_SUBSET_RATIO
         return RandomSubsetTrainingSampler(len(dataset), ratio, seed_shuffle=seed, seed_subset=seed)
     if name in ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"):
         return _build_weighted_sampler(cfg, enable_category_balance="Category" in name)
-    raise ValueError(
-        f"DATALOADER.SAMPLER_TRAIN is '{name}'; it must be TrainingSampler, RepeatFactorTrainingSampler, "
-        "RandomSubsetTrainingSampler, WeightedTrainingSampler or WeightedCategoryTrainingSampler."
-    )
+    known = "(RepeatFactor|RandomSubset|Weighted|WeightedCategory)TrainingSampler"
+    raise ValueError(f"DATALOADER.SAMPLER_TRAIN is '{name}'; it must be TrainingSampler or {known}.")
 
 
 def _train_loader_from_config(cfg, mapper=None, *, dataset=None, sampler=None) -> dict[str, Any]:
@@ -221,8 +215,7 @@ def _train_loader_from_config(cfg, mapper=None, *, dataset=None, sampler=None) -
     if sampler is None and not isinstance(dataset, torchdata.IterableDataset):
         sampler = _training_sampler(cfg, dataset)
     return {
-        "dataset": dataset,
-        "sampler": sampler,
+        "dataset": dataset, "sampler": sampler,
         "mapper": DatasetMapper(cfg, True) if mapper is None else mapper,
         "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
         "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,

@@ -15,11 +15,9 @@ class _Catalog(UserDict):
     """What both catalogs have besides `get`."""
 
     def list(self) -> list[str]:
-        """All names."""
         return list(self.keys())
 
     def remove(self, name: str) -> None:
-        """Forget a name, in this catalog."""
         self.pop(name)
 
     def __repr__(self) -> str:
@@ -68,9 +66,8 @@ class Metadata(types.SimpleNamespace):
 
     def __setattr__(self, key: str, value: Any) -> None:
         key = self._RENAMED.get(key, key)
-        if key in self.__dict__:
-            old = self.__dict__[key]
-            assert old == value, f"'{key}' of dataset '{self.name}' is {old!r} and cannot become {value!r}."
+        old = self.__dict__.get(key, value)
+        assert old == value, f"'{key}' of dataset '{self.name}' is {old!r} and cannot become {value!r}."
         super().__setattr__(key, value)
 
     def set(self, **kwargs: Any) -> "Metadata":

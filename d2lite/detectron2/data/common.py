@@ -15,21 +15,6 @@ from detectron2.utils.serialize import PicklableWrapper
 logger = logging.getLogger(__name__)
 
 
-def _roundrobin(*iterables: Iterable) -> Iterator:
-    """First elements of all, then second elements of all, ...; an exhausted one is left out from then on."""
-    waiting = [iter(it) for it in iterables]
-    while waiting:
-        still = []
-        for it in waiting:
-            try:
-                element = next(it)
-            except StopIteration:
-                continue
-            still.append(it)
-            yield element
-        waiting = still
-
-
 def _shard_iterator_dataloader_worker(iterable: Iterable, chunk_size: int = 1) -> Iterator:
     """The share of this DataLoader worker: chunks of `chunk_size` elements, dealt to the workers in turn."""
     info = torchdata.get_worker_info()

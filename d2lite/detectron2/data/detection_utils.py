@@ -49,8 +49,7 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
 
 def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:
     """The inverse of `convert_PIL_to_numpy`: (H, W, C) to (H, W, 3) RGB in 0..255, uint8, or float64 from YUV."""
-    if isinstance(image, torch.Tensor):
-        image = image.cpu().numpy()
+    image = image.cpu().numpy() if isinstance(image, torch.Tensor) else image
     if format == "BGR":
         return image[:, :, [2, 1, 0]]
     if format == "YUV-BT.601":
@@ -120,9 +119,8 @@ def transform_instance_annotations(
     if "segmentation" in annotation:
         annotation["segmentation"] = _transform_segmentation(annotation["segmentation"], transforms, image_size)
     if "keypoints" in annotation:
-        annotation["keypoints"] = transform_keypoint_annotations(
-            annotation["keypoints"], transforms, image_size, keypoint_hflip_indices
-        )
+        points = annotation["keypoints"]
+        annotation["keypoints"] = transform_keypoint_annotations(points, transforms, image_size, keypoint_hflip_indices)
     return annotation
 
 
@@ -181,10 +179,8 @@ def annotations_to_instances(
             try:
                 target.gt_masks = PolygonMasks(segmentations)
             except ValueError as error:
-                raise ValueError(
-                    "With mask_format 'polygon' every mask must be a list of polygons; with other masks use 'bitmask' "
-                    f"(INPUT.MASK_FORMAT). {error}"
-                ) from error
+                advice = "For masks that are no lists of polygons, the mask_format (INPUT.MASK_FORMAT) is 'bitmask'"
+                raise ValueError(f"{advice}. {error}") from error
         else:
             assert mask_format == "bitmask", f"mask_format is 'polygon' or 'bitmask', got {mask_format!r}."
             masks = np.stack([_to_mask(segmentation, image_size) for segmentation in segmentations])
@@ -253,13 +249,11 @@ def build_augmentation(cfg, is_train: bool) -> list[T.Augmentation]:
     """The default augmentations of a config: `ResizeShortestEdge` and, for training, `RandomFlip`."""
     if not is_train:
         return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
-    augmentations: list[T.Augmentation] = [
-        T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
-    ]
-    direction = cfg.INPUT.RANDOM_FLIP
-    if direction != "none":
-        augmentations.append(T.RandomFlip(horizontal=direction == "horizontal", vertical=direction == "vertical"))
-    return augmentations
+    options, flip = cfg.INPUT, cfg.INPUT.RANDOM_FLIP
+    resize = T.ResizeShortestEdge(options.MIN_SIZE_TRAIN, options.MAX_SIZE_TRAIN, options.MIN_SIZE_TRAIN_SAMPLING)
+    if flip == "none":
+        return [resize]
+    return [resize, T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
 
 
 build_transform_gen = build_augmentation  # the name of before 2020

@@ -155,8 +155,9 @@ class DefaultPredictor:
         pixels = original_image if self.input_format == "BGR" else original_image[:, :, ::-1]
         # An augmentation draws even a fixed size; predicting must not disturb the caller's random numbers.
         state = np.random.get_state()
-        pixels = self.aug.get_transform(pixels).apply_image(pixels)
+        resize = self.aug.get_transform(pixels)
         np.random.set_state(state)
+        pixels = resize.apply_image(pixels)
         channels_first = np.ascontiguousarray(np.moveaxis(pixels, 2, 0), dtype=np.float32)
         image = torch.from_numpy(channels_first).to(self.cfg.MODEL.DEVICE)
         with torch.no_grad():
@@ -273,10 +274,8 @@ class DefaultTrainer(TrainerBase):
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
         """A DatasetEvaluator (or None) for the dataset; there is no default, so evaluation needs an override."""
-        raise NotImplementedError(
-            f"Override build_evaluator in a subclass of DefaultTrainer to evaluate on {dataset_name}, or set "
-            "DATASETS.TEST to () to train without evaluation."
-        )
+        advice = "override DefaultTrainer.build_evaluator, or set DATASETS.TEST to () to train without evaluation."
+        raise NotImplementedError(f"No evaluator for {dataset_name}: {advice}")
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
@@ -313,9 +312,8 @@ class DefaultTrainer(TrainerBase):
         reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
         if reference in (0, num_workers):
             return cfg
-        assert cfg.SOLVER.IMS_PER_BATCH % reference == 0, (
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be divided by REFERENCE_WORLD_SIZE {reference}"
-        )
+        batch = cfg.SOLVER.IMS_PER_BATCH
+        assert batch % reference == 0, f"SOLVER.IMS_PER_BATCH {batch} must be a multiple of the world size {reference}"
         frozen = cfg.is_frozen()
         cfg = cfg.clone()
         cfg.defrost()

@@ -207,9 +207,7 @@ class LRScheduler(HookBase):
         self.trainer.storage.put_scalar("lr", shown["lr"], smoothing_hint=False)
         self.scheduler.step()
 
-    @property
-    def scheduler(self):
-        return self._scheduler or self.trainer.scheduler
+    scheduler = property(lambda self: self._scheduler or self.trainer.scheduler)
 
     def state_dict(self):
         return self.scheduler.state_dict() if isinstance(self.scheduler, _LRScheduler) else {}

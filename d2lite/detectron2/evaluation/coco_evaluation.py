@@ -186,9 +186,8 @@ class COCOEvaluator(DatasetEvaluator):
             return results
 
         precision = coco_eval.eval["precision"]  # (IoU, recall, class, area, limit of detections)
-        assert len(class_names) == precision.shape[2], (
-            f"The metadata name {len(class_names)} classes, the json has {precision.shape[2]} categories."
-        )
+        known = precision.shape[2]
+        assert len(class_names) == known, f"The metadata name {len(class_names)} classes, the json {known} categories."
         by_class = {}
         for i, name in enumerate(class_names):
             values = precision[:, :, i, 0, -1]

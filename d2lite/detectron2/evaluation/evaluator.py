@@ -105,10 +105,8 @@ class _Stopwatch:
     def log_total(self) -> None:
         each = (time.perf_counter() - self._begin) / max(self._counted, 1)
         model = self._seconds["inference"] / max(self._counted, 1)
-        logger.info(
-            f"Inference on {self._total} batches took {each:.6f} s a batch after {self._warmup} for warming up, "
-            f"{model:.6f} s of them in the model; {comm.get_world_size()} process(es)."
-        )
+        spent = f"{each:.6f} s a batch, {model:.6f} s of them in the model, after {self._warmup} for warming up"
+        logger.info(f"Inference on {self._total} batches took {spent}; {comm.get_world_size()} process(es).")
 
 
 def inference_on_dataset(

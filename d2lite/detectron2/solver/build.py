@@ -64,10 +64,8 @@ def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Type[torch.optim.Optimi
     if not cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         return optimizer
     is_instance = isinstance(optimizer, torch.optim.Optimizer)
-    clipping = _generate_optimizer_class_with_gradient_clipping(
-        type(optimizer) if is_instance else optimizer,
-        per_param_clipper=_create_gradient_clipper(cfg.SOLVER.CLIP_GRADIENTS),
-    )
+    kind, clipper = type(optimizer) if is_instance else optimizer, _create_gradient_clipper(cfg.SOLVER.CLIP_GRADIENTS)
+    clipping = _generate_optimizer_class_with_gradient_clipping(kind, per_param_clipper=clipper)
     if not is_instance:
         return clipping
     optimizer.__class__ = clipping

@@ -29,10 +29,8 @@ class BoxMode(IntEnum):
         if from_mode == to_mode:
             return box
         from_mode, to_mode = BoxMode(from_mode), BoxMode(to_mode)
-        relative = {BoxMode.XYXY_REL, BoxMode.XYWH_REL}
-        assert not relative & {from_mode, to_mode}, (
-            f"Converting {from_mode.name} to {to_mode.name} needs the image's size; relative boxes are not supported."
-        )
+        relative = {BoxMode.XYXY_REL, BoxMode.XYWH_REL} & {from_mode, to_mode}
+        assert not relative, "Relative boxes are not supported: converting them needs the image's size."
         if isinstance(box, (list, tuple)):
             assert len(box) in (4, 5), f"A box has 4 or 5 numbers, not {len(box)}; many boxes go in one array."
             return type(box)(_convert_rows(torch.tensor(box)[None], from_mode, to_mode)[0].tolist())
@@ -53,10 +51,8 @@ def _convert_rows(rows: torch.Tensor, from_mode: BoxMode, to_mode: BoxMode) -> t
             new = _enclose_rotated(rows.double()).to(rows.dtype)
         case BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS:
             assert rows.shape[-1] == 4, f"XYWH boxes have 4 numbers, not {rows.shape[-1]}."
-            exact = rows.double()
-            centers = exact[:, 0:2] + exact[:, 2:4] / 2
-            angles = exact.new_zeros(len(rows), 1)
-            new = torch.cat([centers, exact[:, 2:4], angles], dim=1).to(rows.dtype)
+            corner, size = rows.double().split(2, dim=1)
+            new = torch.cat([corner + size / 2, size, size.new_zeros(len(rows), 1)], dim=1).to(rows.dtype)
         case _:
             raise NotImplementedError(f"No conversion of boxes from {from_mode.name} to {to_mode.name} exists.")
     return new
@@ -101,10 +97,8 @@ class Boxes(Rows):
 
     def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> torch.Tensor:
         """(N,) bool: lies in an image of ``(height, width)`` enlarged by ``boundary_threshold`` on every side."""
-        height, width = box_size
-        low, high = self.tensor[:, :2], self.tensor[:, 2:]
-        limits = self.tensor.new_tensor([width + boundary_threshold, height + boundary_threshold])
-        return (low >= -boundary_threshold).all(dim=1) & (high < limits).all(dim=1)
+        limits = self.tensor.new_tensor(box_size[::-1]) + boundary_threshold
+        return ((self.tensor[:, :2] >= -boundary_threshold) & (self.tensor[:, 2:] < limits)).all(dim=1)
 
     def get_centers(self) -> torch.Tensor:
         """(N, 2) x, y."""

@@ -10,8 +10,7 @@ class ImageList:
     """A batch of images, (N, H, W) or (N, C, ..., H, W), padded at the right and bottom; image_sizes are unpadded."""
 
     def __init__(self, tensor: torch.Tensor, image_sizes: list[tuple[int, int]]):
-        self.tensor = tensor
-        self.image_sizes = image_sizes
+        self.tensor, self.image_sizes = tensor, image_sizes
 
     def __len__(self) -> int:
         return len(self.image_sizes)
@@ -42,9 +41,8 @@ class ImageList:
         assert isinstance(tensors, (list, tuple)) and len(tensors) > 0, "from_tensors needs a list of images."
         for image in tensors:
             assert isinstance(image, torch.Tensor), f"An image is a tensor, not {type(image).__name__}."
-            assert image.shape[:-2] == tensors[0].shape[:-2], (
-                f"Images of shapes {tuple(image.shape)} and {tuple(tensors[0].shape)} do not fit into one batch."
-            )
+            shapes = [tuple(image.shape), tuple(tensors[0].shape)]
+            assert shapes[0][:-2] == shapes[1][:-2], f"Images of shapes {shapes} do not fit into one batch."
         image_sizes = [(image.shape[-2], image.shape[-1]) for image in tensors]
 
         constraints = padding_constraints or {}

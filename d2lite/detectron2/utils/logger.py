@@ -32,11 +32,9 @@ class _ColorfulFormatter(logging.Formatter):
         record = copy.copy(record)  # the file's handler sees the same one
         record.name = record.name.replace(self._root, self._short_root)
         line = super().formatMessage(record)
-        if record.levelno >= logging.ERROR:
-            return colored("ERROR", "red", attrs=["blink", "underline"]) + " " + line
-        if record.levelno == logging.WARNING:
-            return colored("WARNING", "red", attrs=["blink"]) + " " + line
-        return line
+        marks = {logging.WARNING: "WARNING", logging.ERROR: "ERROR", logging.CRITICAL: "ERROR"}
+        mark = marks.get(record.levelno)
+        return f"{colored(mark, 'red', attrs=['blink'])} {line}" if mark else line
 
 
 @functools.lru_cache(maxsize=None)
@@ -97,8 +95,7 @@ def _find_caller():
     frame = sys._getframe(2)
     while frame.f_code.co_filename == __file__:
         frame = frame.f_back
-    module = frame.f_globals["__name__"]
-    code = frame.f_code
+    module, code = frame.f_globals["__name__"], frame.f_code
     return ("detectron2" if module == "__main__" else module), (code.co_filename, frame.f_lineno, code.co_name)
 
 

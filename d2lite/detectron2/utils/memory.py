@@ -1,18 +1,9 @@
 """Surviving a full GPU."""
 import logging
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import wraps
 
 import torch
-
-
-@contextmanager
-def _ignore_torch_cuda_oom():
-    """Swallow CUDA's out-of-memory error, and no other."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        pass
 
 
 def retry_if_cuda_oom(func):
@@ -28,10 +19,10 @@ def retry_if_cuda_oom(func):
 
     @wraps(func)
     def wrapped(*args, **kwargs):
-        with _ignore_torch_cuda_oom():
+        with suppress(torch.OutOfMemoryError):
             return func(*args, **kwargs)
         torch.cuda.empty_cache()
-        with _ignore_torch_cuda_oom():
+        with suppress(torch.OutOfMemoryError):
             return func(*args, **kwargs)
         name = getattr(func, "__qualname__", str(func))
         logging.getLogger(__name__).info("%s does not fit into GPU memory; running it on the CPU.", name)

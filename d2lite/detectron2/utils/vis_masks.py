@@ -6,13 +6,11 @@ import torch
 
 
 class GenericMask:
-    """A mask of an image, made from an (H, W) array, a list of (2 n,) polygons, or COCO's RLE; gives all but the RLE."""
+    """A mask of an image, from an (H, W) array, a list of (2 n,) polygons, or COCO's RLE; it gives the first two."""
 
     def __init__(self, mask_or_polygons, height: int, width: int):
         self.height, self.width = height, width
         self._mask, self._polygons, self._has_holes = None, None, None
-        self._has_holes: bool | None = None
-
         if isinstance(mask_or_polygons, dict):
             rle = mask_or_polygons
             if isinstance(rle["counts"], list):
@@ -21,9 +19,8 @@ class GenericMask:
         if isinstance(mask_or_polygons, list):
             self._polygons = [np.asarray(polygon).reshape(-1) for polygon in mask_or_polygons]
         elif isinstance(mask_or_polygons, np.ndarray):
-            assert mask_or_polygons.shape == (height, width), (
-                f"A mask of an image of {(height, width)} has the shape {mask_or_polygons.shape}."
-            )
+            size = mask_or_polygons.shape
+            assert size == (height, width), f"A mask of an image of {(height, width)} has the shape {size}."
             self._mask = mask_or_polygons.astype(np.uint8)
         else:
             raise ValueError(f"A mask is an array, polygons or an RLE, got {type(mask_or_polygons).__name__}.")
@@ -68,7 +65,6 @@ class GenericMask:
         return mask_util.decode(mask_util.merge(rles))
 
     def area(self) -> int:
-        """Pixels."""
         return self.mask.sum()
 
     def bbox(self) -> np.ndarray:

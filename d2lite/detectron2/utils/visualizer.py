@@ -114,10 +114,7 @@ class Visualizer:
         self.cpu_device = torch.device("cpu")
         readable = max(math.sqrt(self.output.height * self.output.width) // 90, 10 // scale)
         self._default_font_size = readable * font_size_scale
-        self._instance_mode = instance_mode
-        self.keypoint_threshold = _KEYPOINT_THRESHOLD
-
-    # Whole annotations ------------------------------------------------------------------------------------------
+        self._instance_mode, self.keypoint_threshold = instance_mode, _KEYPOINT_THRESHOLD
 
     def _class_colors(self, classes, jittering: bool = True):
         """The metadata's colours of classes; None where it has none."""
@@ -309,8 +306,6 @@ class Visualizer:
                 self.draw_line(*zip(visible[start], visible[end]), color=_RED)
         return self.output
 
-    # Primitives -------------------------------------------------------------------------------------------------
-
     def draw_text(
         self, text, position, *, font_size=None, color="g", horizontal_alignment="center", rotation=0
     ) -> VisImage:
@@ -392,13 +387,10 @@ class Visualizer:
         self.output.ax.add_patch(Polygon(segment, fill=True, facecolor=face, edgecolor=edge, linewidth=width))
         return self.output
 
-    # Colours and conversions ------------------------------------------------------------------------------------
-
     def _jitter(self, color) -> tuple[float, ...]:
         """A colour half a unit away in a random direction, within the cube of colours."""
         step = np.random.rand(3)
-        step = step / np.linalg.norm(step) * 0.5
-        return tuple(np.clip(step + mplc.to_rgb(color), 0, 1))
+        return tuple(np.clip(step / np.linalg.norm(step) * 0.5 + mplc.to_rgb(color), 0, 1))
 
     def _create_grayscale_image(self, mask: np.ndarray | None = None) -> np.ndarray:
         """The image in grey, in colour where `mask` (H, W) is true."""

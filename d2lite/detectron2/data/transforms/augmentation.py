@@ -22,19 +22,15 @@ def _get_aug_input_args(aug: "Augmentation", aug_input: Any) -> list[Any]:
         parameters = list(inspect.signature(aug.get_transform).parameters.values())
         variable = [p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         if variable:
-            raise TypeError(
-                f"{type(aug).__name__}.get_transform takes *{variable[0]}, so the names of its inputs are unknown. "
-                "Name the parameters, or override __call__."
-            )
+            name = f"{type(aug).__name__}.get_transform"
+            raise TypeError(f"{name} takes *{variable[0]}: name its inputs as parameters, or override __call__.")
         names = tuple(p.name for p in parameters)
         if len(names) == 1 and not hasattr(aug_input, names[0]):
             names = ("image",)  # whatever a single parameter is called ("img", say)
         aug.input_args = names
     missing = [name for name in aug.input_args if not hasattr(aug_input, name)]
     if missing:
-        raise AttributeError(
-            f"{type(aug).__name__} needs {', '.join(aug.input_args)}, but the input has no {', '.join(missing)}."
-        )
+        raise AttributeError(f"{type(aug).__name__} needs {', '.join(missing)}, which the input does not have.")
     return [getattr(aug_input, name) for name in aug.input_args]
 
 
@@ -64,9 +60,8 @@ class Augmentation:
     def __call__(self, aug_input: "AugInput") -> Transform:
         """Draw a transform, apply it to `aug_input` in place, return it."""
         transform = self.get_transform(*_get_aug_input_args(self, aug_input))
-        assert isinstance(transform, (Transform, TransformList)), (
-            f"{type(self).__name__}.get_transform must return a Transform, got {type(transform).__name__}."
-        )
+        kind = type(transform).__name__
+        assert isinstance(transform, (Transform, TransformList)), f"get_transform must return a Transform, got {kind}."
         aug_input.transform(transform)
         return transform
 

@@ -87,9 +87,8 @@ class ResizeShortestEdge(Augmentation):
         self.is_range = sample_style == "range"
         if isinstance(short_edge_length, int):
             short_edge_length = (short_edge_length, short_edge_length)
-        assert not self.is_range or len(short_edge_length) == 2, (
-            f"With sample_style 'range', short_edge_length is a pair (low, high), got {short_edge_length}."
-        )
+        pair = len(short_edge_length) == 2
+        assert pair or not self.is_range, f"For 'range' short_edge_length is (low, high), got {short_edge_length}."
         self._init(locals())
 
     @torch.jit.unused

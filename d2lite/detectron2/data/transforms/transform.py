@@ -81,9 +81,8 @@ class ResizeTransform(Transform):
 
         mode = _TORCH_MODES[interp]
         planes = torch.from_numpy(np.ascontiguousarray(img)).reshape(self.h, self.w, -1).permute(2, 0, 1)[None]
-        planes = F.interpolate(
-            planes, (self.new_h, self.new_w), mode=mode, align_corners=None if mode == "nearest" else False
-        )
+        options = {"mode": mode} if mode == "nearest" else {"mode": mode, "align_corners": False}
+        planes = F.interpolate(planes, (self.new_h, self.new_w), **options)
         return planes[0].permute(1, 2, 0).reshape(self.new_h, self.new_w, *img.shape[2:]).numpy()
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
@@ -175,12 +174,10 @@ class ColorTransform(Transform):
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         return coords
 
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        return segmentation
+    apply_segmentation = apply_coords
 
     def inverse(self) -> Transform:
-        """Colours cannot be restored; geometry needs nothing."""
-        return NoOpTransform()
+        return NoOpTransform()  # colours cannot be restored; geometry needs nothing
 
 
 class PILColorTransform(ColorTransform):

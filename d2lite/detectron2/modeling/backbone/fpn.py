@@ -100,8 +100,8 @@ class LastLevelP6P7(nn.Module):
         self.in_feature = in_feature
         self.p6 = nn.Conv2d(in_channels, out_channels, 3, 2, 1)
         self.p7 = nn.Conv2d(out_channels, out_channels, 3, 2, 1)
-        for conv in (self.p6, self.p7):
-            weight_init.c2_xavier_fill(conv)
+        weight_init.c2_xavier_fill(self.p6)
+        weight_init.c2_xavier_fill(self.p7)
 
     def forward(self, c5):
         p6 = self.p6(c5)

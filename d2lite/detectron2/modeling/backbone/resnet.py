@@ -94,17 +94,13 @@ class ResNet(Backbone):
 
     def __init__(self, stem, stages, num_classes=None, out_features=None, freeze_at=0):
         super().__init__()
-        self.stem = stem
-        self.num_classes = num_classes
+        self.stem, self.num_classes = stem, num_classes
         stride, channels = stem.stride, stem.out_channels
-        self._out_feature_strides = {"stem": stride}
-        self._out_feature_channels = {"stem": channels}
+        self._out_feature_strides, self._out_feature_channels = {"stem": stride}, {"stem": channels}
 
         names = [f"res{index}" for index in range(2, 2 + len(stages))]
-        if out_features is not None:
-            needed = [position for position, name in enumerate(names, start=1) if name in out_features]
-            if "linear" not in out_features:
-                names = names[: max(needed, default=0)]
+        if out_features is not None and "linear" not in out_features:
+            names = names[: max((i for i, name in enumerate(names, start=1) if name in out_features), default=0)]
         self.stage_names, self.stages = tuple(names), []
         for name, blocks in zip(names, stages):
             assert blocks, f"stage {name} has no blocks"
@@ -115,8 +111,7 @@ class ResNet(Backbone):
             for block in blocks:
                 stride *= block.stride
             channels = blocks[-1].out_channels
-            self._out_feature_strides[name] = stride
-            self._out_feature_channels[name] = channels
+            self._out_feature_strides[name], self._out_feature_channels[name] = stride, channels
 
         children = ["stem", *names]
         if num_classes is not None:

@@ -36,10 +36,8 @@ class Mlp(nn.Module):
     def __init__(self, in_features, hidden_features=None, out_features=None, act_layer=nn.GELU, drop=0.0):
         super().__init__()
         hidden_features = hidden_features or in_features
-        self.fc1 = nn.Linear(in_features, hidden_features)
-        self.act = act_layer()
-        self.fc2 = nn.Linear(hidden_features, out_features or in_features)
-        self.drop = nn.Dropout(drop)
+        self.fc1, self.act = nn.Linear(in_features, hidden_features), act_layer()
+        self.fc2, self.drop = nn.Linear(hidden_features, out_features or in_features), nn.Dropout(drop)
 
     def forward(self, x):
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
@@ -90,8 +88,7 @@ class WindowAttention(nn.Module):
         batch, length, channels = x.shape
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         logits = (q * self.scale) @ k.transpose(-2, -1)  # batch, heads, N, N
-        bias = self.relative_position_bias_table[self.relative_position_index]
-        logits = logits + bias.permute(2, 0, 1)
+        logits = logits + self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
         if mask is not None:
             logits = (logits.unflatten(0, (-1, mask.shape[0])) + mask[:, None]).flatten(0, 1)
         attention = self.attn_drop(logits.softmax(dim=-1))
@@ -110,9 +107,7 @@ class SwinTransformerBlock(nn.Module):
         assert 0 <= shift_size < window_size, f"the shift {shift_size} must be smaller than the window {window_size}"
         self.dim, self.num_heads, self.window_size, self.shift_size = dim, num_heads, window_size, shift_size
         self.norm1 = norm_layer(dim)
-        self.attn = WindowAttention(
-            dim, (window_size, window_size), num_heads, qkv_bias, qk_scale, attn_drop=attn_drop, proj_drop=drop
-        )
+        self.attn = WindowAttention(dim, (window_size, window_size), num_heads, qkv_bias, qk_scale, attn_drop, drop)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.norm2 = norm_layer(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=drop)
@@ -256,10 +251,8 @@ class SwinTransformer(Backbone):
         for stage, depth in enumerate(depths):
             drop_path = rates[sum(depths[:stage]) : sum(depths[: stage + 1])]
             downsample = PatchMerging if stage < self.num_layers - 1 else None
-            channels, heads = self.num_features[stage], num_heads[stage]
-            self.layers.append(
-                BasicLayer(channels, depth, heads, drop_path=drop_path, downsample=downsample, **options)
-            )
+            shape = self.num_features[stage], depth, num_heads[stage]
+            self.layers.append(BasicLayer(*shape, drop_path=drop_path, downsample=downsample, **options))
         for stage in out_indices:
             self.add_module(f"norm{stage}", norm_layer(self.num_features[stage]))
 
@@ -277,15 +270,13 @@ class SwinTransformer(Backbone):
         """x (N, in_chans, H, W), any size -> {"p<stage>": (N, channels, H / stride, W / stride), rounded up}."""
         x = self.patch_embed(x)
         if self.ape:
-            positions = F.interpolate(self.absolute_pos_embed, size=x.shape[1:3], mode="bicubic")
-            x = x + positions.permute(0, 2, 3, 1)
+            x = x + F.interpolate(self.absolute_pos_embed, size=x.shape[1:3], mode="bicubic").permute(0, 2, 3, 1)
         x = self.pos_drop(x)
         outputs = {}
         for stage, layer in enumerate(self.layers):
             features, x = layer(x)
             if stage in self.out_indices:
-                normed = getattr(self, f"norm{stage}")(features)
-                outputs[f"p{stage}"] = normed.permute(0, 3, 1, 2).contiguous()
+                outputs[f"p{stage}"] = getattr(self, f"norm{stage}")(features).permute(0, 3, 1, 2).contiguous()
         return outputs
 
     def _freeze_stages(self):

@@ -25,8 +25,7 @@ class ColorAugSSDTransform(Transform):
     def apply_coords(self, coords):
         return coords
 
-    def apply_segmentation(self, segmentation):
-        return segmentation
+    apply_segmentation = apply_coords
 
     def apply_image(self, img, interp=None):
         """Distort a uint8 (H, W, 3) image; the input stays as it is."""
