@@ -1,6 +1,6 @@
 """Mask DINO as a Detectron2 meta-architecture."""
 import logging
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -139,6 +139,12 @@ class MaskDINO(nn.Module):
             eval_frozen(self)
         return self
 
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; what was told to keep its initialisation is not among the missing keys, for nobody to list it again."""
+        incompatible = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in self._reported]
+        return incompatible
+
     def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """
         Args:
@@ -245,5 +251,5 @@ def _adopt_state_dict(model: MaskDINO, state_dict: dict[str, Tensor], prefix: st
     tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
     if weights.is_upstream(tensors):
         tensors = weights.from_upstream(tensors)
-    weights.check_loaded(tensors, model._base_shapes, logger)
+    model._reported = weights.check_loaded(tensors, model._base_shapes, logger)
     state_dict.update((prefix + name, tensor) for name, tensor in tensors.items())

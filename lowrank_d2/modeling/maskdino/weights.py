@@ -139,12 +139,16 @@ def is_upstream(names: Iterable[str]) -> bool:
 
 def check_loaded(
     tensors: dict[str, Tensor], expected: Mapping[str, Sequence[int]], logger: logging.Logger
-) -> None:
+) -> list[str]:
     """Judges a state dict under our names before it is loaded; takes class-dependent tensors of other sizes out.
 
     Args:
         tensors: changed in place.
         expected: shapes of the model's base tensors.
+
+    Returns:
+        what keeps its initialisation, already told to the logger: class-dependent tensors, and parts of the model that
+        are wholly absent.
 
     Raises:
         CheckpointError: nothing matches, a shape differs, or a part of the model would be loaded incompletely.
@@ -164,12 +168,13 @@ def check_loaded(
         )
     for name in wrong:
         del tensors[name]
-    absent, anew = [], []
+    absent, anew, kept = [], [], []
     for part in PARTS:
         names = [name for name in expected if name.startswith(part + ".")]
         missing = [name for name in names if name not in tensors]
         if names and len(missing) == len(names):
             absent.append(part)
+            kept += names
             continue
         anew += [name for name in missing if name in CLASS_DEPENDENT]
         broken = [name for name in missing if name not in CLASS_DEPENDENT and not OPTIONAL.fullmatch(name)]
@@ -183,6 +188,7 @@ def check_loaded(
         logger.warning("The checkpoint has no %s: it keeps its initialisation.", parts)
     if anew:
         logger.warning("Initialised anew, because the checkpoint has other classes: %s", ", ".join(anew))
+    return kept + anew
 
 
 def _compile(template: str) -> re.Pattern[str]:

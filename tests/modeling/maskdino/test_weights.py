@@ -1,13 +1,15 @@
 import json
 import logging
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from safetensors.torch import save_file
 
 from lowrank_d2.errors import CheckpointError
-from lowrank_d2.modeling.maskdino.weights import from_upstream, is_upstream, to_upstream
+from lowrank_d2.modeling.maskdino.weights import CLASS_DEPENDENT, from_upstream, is_upstream, to_upstream
 
 LAYER = "sem_seg_head.predictor.decoder.layers.0"
 
@@ -106,11 +108,50 @@ def test_other_classes_are_initialised_anew_and_named(tiny_model, tmp_path, capl
     assert torch.equal(model.decoder.heads.norm.weight, state["decoder.heads.norm.weight"])
 
 
-def test_a_backbone_alone_is_one_warning(tiny_model, caplog):
+@pytest.mark.parametrize("ending", ["pth", "bare.pth", "safetensors", "pkl"])
+@pytest.mark.parametrize("classes, warnings", [(5, 0), (3, 1)])
+def test_every_format_loads_and_what_stays_random_is_listed_once(
+    tiny_model, tmp_path, caplog, ending, classes, warnings
+):
+    state = filled(tiny_model())
+    upstream = {name: x.clone() for name, x in to_upstream(state).items()}
+    path = tmp_path / f"upstream.{ending}"
+    if ending == "safetensors":
+        save_file(upstream, path)
+    elif ending == "pkl":
+        arrays = {name: x.numpy() for name, x in upstream.items()}
+        path.write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody"}))
+    else:
+        torch.save(upstream if ending == "bare.pth" else {"model": upstream}, path)
+    model = tiny_model({"MODEL.SEM_SEG_HEAD.NUM_CLASSES": classes})
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    with caplog.at_level(logging.WARNING):
+        DetectionCheckpointer(model).load(str(path))
+    assert len(caplog.records) == warnings
+    for name, value in model.state_dict().items():
+        anew = warnings and name in CLASS_DEPENDENT
+        assert torch.equal(value, before[name] if anew else state[name]) and (not anew or caplog.text.count(name) == 1)
+
+
+def test_unknown_tensors_are_listed_once_under_the_names_of_the_file(tiny_model, tmp_path, caplog):
+    torch.save({**to_upstream(filled(tiny_model())), "sem_seg_head.extra.weight": torch.zeros(2)}, tmp_path / "file.pth")
+    with caplog.at_level(logging.WARNING):
+        DetectionCheckpointer(tiny_model()).load(str(tmp_path / "file.pth"))
+    assert len(caplog.records) == 1 and caplog.text.count("sem_seg_head.extra.weight") == 1
+
+
+def test_a_strict_load_does_not_pass_over_other_classes(tiny_model):
+    state = to_upstream(filled(tiny_model()))
+    with pytest.raises(RuntimeError, match="class_embed"):
+        tiny_model({"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3}).load_state_dict(state)
+
+
+def test_a_backbone_alone_is_one_warning(tiny_model, tmp_path, caplog):
     model = tiny_model()
     backbone = {name: x for name, x in filled(model).items() if name.startswith("backbone.")}
     with caplog.at_level(logging.WARNING):
-        model.load_state_dict(backbone, strict=False)
+        torch.save(backbone, tmp_path / "backbone.pth")
+        DetectionCheckpointer(model).load(str(tmp_path / "backbone.pth"))
     assert "no pixel decoder and no decoder" in caplog.text and len(caplog.records) == 1
 
 
