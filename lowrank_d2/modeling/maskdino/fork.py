@@ -1,7 +1,12 @@
-"""The configuration keys of the paper authors' fork, translated to MODEL.PEFT."""
-from detectron2.config import CfgNode
+"""The paper authors' fork: its configuration keys translated to MODEL.PEFT, its tuned checkpoints taken over."""
+from typing import Mapping
 
-from lowrank_d2.errors import ConfigError
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from lowrank_d2.errors import CheckpointError, ConfigError
+from lowrank_d2.modeling.maskdino.weights import from_upstream
+from lowrank_d2.peft.delta import copy_into
 
 ADAPTER_MODULES = frozenset(
     {"pixel_decoder_self_attention_adapter", "decoder_self_attn_adapter", "decoder_cross_attn_adapter"}
@@ -62,3 +67,29 @@ def _train(names: frozenset[str], written: list[str]) -> str:
         f"The nearest is {sorted(nearest)}, which is MODEL.PEFT.TRAIN '{TRAIN_OF_NAMES[nearest]}': write that instead, "
         "and leave SOLVER.IGNORE_FIX []."
     )
+
+
+def load_tuned(model: nn.Module, checkpoint: Mapping[str, Tensor]) -> None:
+    """Copies a checkpoint of the fork, which holds nothing but what was tuned, into a model whose base is loaded.
+
+    Build the model from the config dump of the fork's run, load the base, call this; `peft.save_delta` then writes a
+    delta file.
+
+    Args:
+        checkpoint: what the file has under "model".
+
+    Raises:
+        CheckpointError: it has other tensors than the config trains, or other shapes, or the fork's LoRA; nothing was copied.
+    """
+    tensors = from_upstream(checkpoint)
+    trained = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    differing = sorted(name for name in trained.keys() | given.keys() if trained.get(name) != given.get(name))
+    if differing:
+        name = differing[0]
+        raise CheckpointError(
+            f"{len(differing)} tensors of the tuned checkpoint do not fit what this model trains; the first is {name}: "
+            f"{given.get(name, 'absent')} in the file, {trained.get(name, 'not trained')} in the model. "
+            "Build the model from the config of the run that wrote the file."
+        )
+    copy_into(model, tensors)

@@ -1,11 +1,15 @@
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.config import get_cfg
 
 from lowrank_d2.config import add_lowrank_config
-from lowrank_d2.errors import ConfigError
-from lowrank_d2.modeling.maskdino.fork import ADAPTER_MODULES, translate_fork
+from lowrank_d2.errors import CheckpointError, ConfigError
+from lowrank_d2.modeling.maskdino.fork import ADAPTER_MODULES, load_tuned, translate_fork
+from lowrank_d2.modeling.maskdino.weights import from_upstream, to_upstream
+from lowrank_d2.peft import save_delta
+from lowrank_d2.peft.delta import read_delta
 
 GOLDEN = Path(__file__).resolve().parents[4] / "shared" / "golden" / "maskdino_adapter_code"
 EMBEDDINGS = ["mask_embed", "class_embed", "bbox_embed"]
@@ -65,3 +69,34 @@ def test_dumps_of_the_forks_runs_load():
     cfg.merge_from_file(str(GOLDEN / "config_lora_run.yaml"))
     with pytest.raises(ConfigError):
         translate_fork(cfg)
+
+
+def tuned_run(tiny_model, repeats):
+    """A model of the fork's adapter run, and what the fork would save of it."""
+    trained = ["mask_embed", "class_embed", "bbox_embed", "decoder_self_attn_adapter"]
+    model = tiny_model({"USE_ADAPTERS": True, "ADAPTER_NUM": repeats, "SOLVER.IGNORE_FIX": trained})
+    return model, to_upstream({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
+
+
+def test_a_tuned_checkpoint_becomes_a_delta(tiny_model, tmp_path):
+    model, checkpoint = tuned_run(tiny_model, 2)
+    assert sum("adapter" in name for name in checkpoint) == 2 * 4 * (1 + 2 * 2)
+    before = model.backbone.stem.conv1.weight.clone()
+    checkpoint = {name: tensor + 1 for name, tensor in checkpoint.items()}
+    load_tuned(model, checkpoint)
+    header = save_delta(model, tmp_path / "fork.safetensors", class_names=list("abcde"))
+    _, stored = read_delta(tmp_path / "fork.safetensors")
+    # A delta also has the label embedding, which belongs to its classes.
+    assert stored.keys() == from_upstream(checkpoint).keys() | {"decoder.label_embedding.weight"}
+    assert header.train == "embeddings"
+    assert all(torch.equal(stored[name], tensor) for name, tensor in from_upstream(checkpoint).items())
+    assert torch.equal(model.backbone.stem.conv1.weight, before)
+
+
+def test_a_tuned_checkpoint_of_another_run_is_refused(tiny_model):
+    model, _ = tuned_run(tiny_model, 2)
+    _, other = tuned_run(tiny_model, 1)
+    before = model.decoder.heads.class_embed.weight.clone()
+    with pytest.raises(CheckpointError, match="20 tensors .* absent in the file"):
+        load_tuned(model, {name: tensor + 1 for name, tensor in other.items()})
+    assert torch.equal(model.decoder.heads.class_embed.weight, before)
