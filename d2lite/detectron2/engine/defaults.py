@@ -213,8 +213,8 @@ class DefaultTrainer(TrainerBase):
         cfg.DATALOADER.NUM_WORKERS = 0  # PreciseBN's loader would else hold workers all the time
 
         def evaluate():
-            self._last_eval_results = results = self.test(self.cfg, self.model)
-            return results
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
 
         period, precise = cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN
         chosen = [hooks.IterationTimer(), hooks.LRScheduler()]
@@ -314,10 +314,9 @@ class DefaultTrainer(TrainerBase):
             return cfg
         batch = cfg.SOLVER.IMS_PER_BATCH
         assert batch % reference == 0, f"SOLVER.IMS_PER_BATCH {batch} must be a multiple of the world size {reference}"
-        frozen = cfg.is_frozen()
+        frozen, scale = cfg.is_frozen(), num_workers / reference
         cfg = cfg.clone()
         cfg.defrost()
-        scale = num_workers / reference
         solver = cfg.SOLVER
 
         def shrink(iterations):
@@ -330,10 +329,9 @@ class DefaultTrainer(TrainerBase):
         solver.STEPS = tuple(shrink(step) for step in solver.STEPS)
         cfg.TEST.EVAL_PERIOD = shrink(cfg.TEST.EVAL_PERIOD)
         solver.REFERENCE_WORLD_SIZE = num_workers
-        logging.getLogger(__name__).info(
-            "Scaled the config from %d to %d processes: batch %d, learning rate %g, %d iterations, warm-up %d",
-            reference, num_workers, solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER, solver.WARMUP_ITERS,
-        )
+        message = "Scaled the config from %d to %d processes: batch %d, learning rate %g, %d iterations"
+        scaled = solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER
+        logging.getLogger(__name__).info(message, reference, num_workers, *scaled)
         if frozen:
             cfg.freeze()
         return cfg

@@ -48,9 +48,8 @@ class SemSegEvaluator(DatasetEvaluator):
         self._dataset_name, self._distributed, self._output_dir = dataset_name, distributed, output_dir
         self._cpu_device = torch.device("cpu")
         self._class_names, self._num_classes = metadata.stuff_classes, len(metadata.stuff_classes)
-        if num_classes is not None:
-            given = f"num_classes is {num_classes}, but '{dataset_name}' has {self._num_classes} stuff_classes."
-            assert num_classes == self._num_classes, given
+        known = self._num_classes
+        assert num_classes in (None, known), f"num_classes is {num_classes}, the metadata have {known} stuff_classes."
         self._ignore_label = ignore_label if ignore_label is not None else metadata.ignore_label
         contiguous = metadata.get("stuff_dataset_id_to_contiguous_id")
         self._contiguous_id_to_dataset_id = {v: k for k, v in contiguous.items()} if contiguous else None
@@ -76,8 +75,7 @@ class SemSegEvaluator(DatasetEvaluator):
             self._predictions.extend(self.encode_json_sem_seg(prediction, record["file_name"]))
 
     def evaluate(self) -> OrderedDict | None:
-        """{"sem_seg": {mIoU, fwIoU, IoU-<class>, mACC, pACC, ACC-<class>}}; None on other processes than the main
-        one."""
+        """{"sem_seg": {mIoU, fwIoU, IoU-<class>, mACC, pACC, ACC-<class>}}; None unless on the main process."""
         if self._distributed:
             comm.synchronize()
             matrices = comm.gather(self._conf_matrix, dst=0)
@@ -95,9 +93,8 @@ class SemSegEvaluator(DatasetEvaluator):
         if self._output_dir:
             with PathManager.open(os.path.join(self._output_dir, "sem_seg_evaluation.pth"), "wb") as f:
                 torch.save(metrics, f)
-        results = OrderedDict({"sem_seg": metrics})
-        logger.info(results)
-        return results
+        logger.info({"sem_seg": metrics})
+        return OrderedDict({"sem_seg": metrics})
 
     def _metrics(self) -> dict[str, float]:
         right = self._conf_matrix.diagonal()[:-1].astype(float)
@@ -112,12 +109,9 @@ class SemSegEvaluator(DatasetEvaluator):
 
         share = true / max(true.sum(), 1)
         metrics = {"mIoU": mean(iou[present]), "fwIoU": float(100 * (iou[present] * share[present]).sum())}
-        for i, name in enumerate(self._class_names):
-            metrics[f"IoU-{name}"] = float(100 * iou[i])
-        metrics["mACC"] = mean(accuracy[present])
-        metrics["pACC"] = float(100 * right.sum() / max(true.sum(), 1))
-        for i, name in enumerate(self._class_names):
-            metrics[f"ACC-{name}"] = float(100 * accuracy[i])
+        metrics.update({f"IoU-{name}": float(100 * value) for name, value in zip(self._class_names, iou)})
+        metrics.update(mACC=mean(accuracy[present]), pACC=float(100 * right.sum() / max(true.sum(), 1)))
+        metrics.update({f"ACC-{name}": float(100 * value) for name, value in zip(self._class_names, accuracy)})
         return metrics
 
     def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[dict]:

@@ -12,20 +12,19 @@ from .wrappers import Conv2d
 
 
 class ASPP(nn.Module):
-    """One 1x1 convolution, three dilated ones and the image's mean, side by side, then projected together."""
+    """One 1x1 convolution, three dilated ones and the image's mean, side by side, then projected together.
+
+    `norm` is as for :func:`get_norm`; the pooled branch has none. Each convolution gets a copy of `activation`.
+    `pool_kernel_size` (h, w) is what the mean is taken over, a divisor of the input's size; None: all of it.
+    """
 
     def __init__(
         self, in_channels, out_channels, dilations, *, norm, activation, pool_kernel_size=None, dropout: float = 0.0,
         use_depthwise_separable_conv=False,
     ):
-        """
-        `norm` is as for :func:`get_norm`; the pooled branch has none. Each convolution gets a copy of `activation`.
-        `pool_kernel_size` (h, w) is what the mean is taken over, a divisor of the input's size; None: all of it.
-        """
         super().__init__()
         assert len(dilations) == 3, f"ASPP has three dilations, not {len(dilations)}."
-        self.pool_kernel_size = pool_kernel_size
-        self.dropout = dropout
+        self.pool_kernel_size, self.dropout = pool_kernel_size, dropout
 
         def conv(channels, kernel_size, **kwargs):
             return Conv2d(

@@ -27,9 +27,7 @@ class FrozenBatchNorm2d(nn.Module):
 
     def forward(self, x):
         if not x.requires_grad:
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
-            )
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         # The fused kernel would keep more for the backward pass than this one multiplication.
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
@@ -55,8 +53,7 @@ class FrozenBatchNorm2d(nn.Module):
             frozen.running_mean.data = module.running_mean.data
             frozen.running_var.data = module.running_var.data
             frozen.register_buffer("num_batches_tracked", module.num_batches_tracked)  # keeps the keys of checkpoints
-            frozen.train(module.training)
-            return frozen
+            return frozen.train(module.training)
         return _replace_children(module, cls.convert_frozen_batchnorm)
 
     @classmethod
@@ -64,13 +61,8 @@ class FrozenBatchNorm2d(nn.Module):
         """The opposite: replace every frozen layer in ``module`` by a trainable BatchNorm2d with the same numbers."""
         if isinstance(module, FrozenBatchNorm2d):
             thawed = nn.BatchNorm2d(module.num_features, module.eps)
-            with torch.no_grad():
-                thawed.weight.copy_(module.weight)
-                thawed.bias.copy_(module.bias)
-                thawed.running_mean.copy_(module.running_mean)
-                thawed.running_var.copy_(module.running_var)
-            thawed.train(module.training)
-            return thawed.to(module.weight.device)
+            thawed.load_state_dict(module.state_dict(), strict=False)
+            return thawed.train(module.training).to(module.weight.device)
         return _replace_children(module, cls.convert_frozenbatchnorm2d_to_batchnorm2d)
 
 
@@ -116,8 +108,7 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
 
         scale = self.weight * (var + self.eps).rsqrt()
         shift = self.bias - mean * scale
-        out = x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
-        return out.to(input.dtype)
+        return (x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)).to(input.dtype)
 
 
 class LayerNorm(nn.Module):

@@ -6,10 +6,6 @@ import torch
 import torch.distributed as dist
 
 _LOCAL_PROCESS_GROUP = None
-_MISSING_LOCAL_PG_ERROR = (
-    "The processes of this machine have no group yet: start them with detectron2.engine.launch, "
-    "or call comm.create_local_process_group() in each of them."
-)
 
 
 def _is_distributed() -> bool:
@@ -48,7 +44,7 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
 
 def get_local_process_group():
     """The torch group of this machine's processes."""
-    assert _LOCAL_PROCESS_GROUP is not None, _MISSING_LOCAL_PG_ERROR
+    assert _LOCAL_PROCESS_GROUP is not None, "No group yet: start by engine.launch, or create_local_process_group()."
     return _LOCAL_PROCESS_GROUP
 
 
@@ -64,12 +60,9 @@ def get_local_size() -> int:
 
 def synchronize():
     """Wait until every process is here."""
-    if get_world_size() == 1:
-        return
-    if dist.get_backend() == dist.Backend.NCCL:
-        dist.barrier(device_ids=[torch.cuda.current_device()])
-    else:
-        dist.barrier()
+    if get_world_size() > 1:
+        on_gpu = dist.get_backend() == dist.Backend.NCCL
+        dist.barrier(device_ids=[torch.cuda.current_device()] if on_gpu else None)
 
 
 @functools.lru_cache(maxsize=None)

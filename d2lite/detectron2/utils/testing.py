@@ -11,16 +11,13 @@ from detectron2._lite import refused
 from detectron2.config import LazyConfig
 from detectron2.structures import Boxes, Instances, ROIMasks
 
-convert_scripted_instances, get_model_no_weights, get_sample_coco_image, has_dynamic_axes = (
-    refused(name, __name__)
-    for name in ("convert_scripted_instances", "get_model_no_weights", "get_sample_coco_image", "has_dynamic_axes")
-)
-register_custom_op_onnx_export, unregister_custom_op_onnx_export, skipIfUnsupportedMinOpsetVersion = (
-    refused(name, __name__)
-    for name in (
-        "register_custom_op_onnx_export", "unregister_custom_op_onnx_export", "skipIfUnsupportedMinOpsetVersion",
-    )
-)
+convert_scripted_instances = refused("convert_scripted_instances", __name__)
+get_model_no_weights = refused("get_model_no_weights", __name__)
+get_sample_coco_image = refused("get_sample_coco_image", __name__)
+has_dynamic_axes = refused("has_dynamic_axes", __name__)
+register_custom_op_onnx_export = refused("register_custom_op_onnx_export", __name__)
+skipIfUnsupportedMinOpsetVersion = refused("skipIfUnsupportedMinOpsetVersion", __name__)
+unregister_custom_op_onnx_export = refused("unregister_custom_op_onnx_export", __name__)
 
 
 def random_boxes(num_boxes, max_coord=100, device="cpu"):

@@ -87,18 +87,14 @@ class ResizeShortestEdge(Augmentation):
         self.is_range = sample_style == "range"
         if isinstance(short_edge_length, int):
             short_edge_length = (short_edge_length, short_edge_length)
-        pair = len(short_edge_length) == 2
-        assert pair or not self.is_range, f"For 'range' short_edge_length is (low, high), got {short_edge_length}."
+        assert not self.is_range or len(short_edge_length) == 2, f"A 'range' is (low, high), got {short_edge_length}."
         self._init(locals())
 
     @torch.jit.unused
     def get_transform(self, image: np.ndarray):
         height, width = image.shape[:2]
-        if self.is_range:
-            low, high = self.short_edge_length
-            size = np.random.randint(low, high + 1)
-        else:
-            size = np.random.choice(self.short_edge_length)
+        lengths = self.short_edge_length
+        size = np.random.randint(lengths[0], lengths[1] + 1) if self.is_range else np.random.choice(lengths)
         if size == 0:
             return NoOpTransform()
         new_h, new_w = self.get_output_shape(height, width, size, self.max_size)
@@ -164,7 +160,7 @@ class RandomCrop(Augmentation):
     def __init__(self, crop_type: str, crop_size):
         known = ("relative_range", "relative", "absolute", "absolute_range")
         assert crop_type in known, f"crop_type is one of {', '.join(known)}, got {crop_type!r}."
-        self._init({"crop_type": crop_type, "crop_size": crop_size})
+        self.crop_type, self.crop_size = crop_type, crop_size
 
     def get_crop_size(self, image_size: Tuple[int, int]) -> Tuple[int, int]:
         """(h, w) of the window in an image of (h, w)."""

@@ -234,9 +234,8 @@ def test_load_sem_seg_below_a_folder_that_a_handler_resolves(tmp_path, monkeypat
     for kind, file in (("im", "a/1.jpg"), ("gt", "a/1.png")):
         (tmp_path / "cache" / f"{kind}0" / "a").mkdir(parents=True)
         Image.new("L", (2, 2)).save(tmp_path / "cache" / f"{kind}0" / file)
-    monkeypatch.setattr(
-        PathManager, "get_local_path", lambda path: str(tmp_path / "cache" / path.replace("far://", "").replace("/", "0"))
-    )
+    local = {f"far://{kind}/": str(tmp_path / "cache" / f"{kind}0") for kind in ("im", "gt")}
+    monkeypatch.setattr(PathManager, "get_local_path", local.__getitem__)
     (record,) = load_sem_seg("far://gt/", "far://im/")
     assert record["file_name"] == str(tmp_path / "cache/im0/a/1.jpg")
     assert record["sem_seg_file_name"] == str(tmp_path / "cache/gt0/a/1.png")
