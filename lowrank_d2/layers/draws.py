@@ -1,4 +1,5 @@
 """Random numbers asked for by purpose, so that a training step can be recorded, and replayed in any order."""
+import math
 from collections.abc import Mapping, Sequence
 from typing import Union
 
@@ -6,18 +7,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowrank_d2.layers.parallel import in_parallel
+
 Device = Union[torch.device, str]
+
+
+NUMBERS_AT_ONCE = 2**18
 
 
 class Draws:
     """Fresh numbers from torch's default generator of the device; the purpose only names them.
+
+    On the CPU, where that generator is slow and has one thread, many numbers come from numpy's SFC64 instead, in pieces
+    with a stream each: torch's generator gives the seed, so that its state still decides all numbers, and the number of
+    threads none.
 
     A purpose is a path such as "matcher/layer_3/image_0/point_coords" and is used once in a step.
     """
 
     def uniform(self, purpose: str, shape: Sequence[int], device: Device = "cpu") -> Tensor:
         """float32 of the given shape, uniform in [0, 1)."""
-        return torch.rand(tuple(shape), device=device)
+        if torch.device(device).type != "cpu" or math.prod(shape) <= NUMBERS_AT_ONCE:
+            return torch.rand(tuple(shape), device=device)
+        seed = int(torch.randint(2**63 - 1, ()))
+        numbers = np.empty(math.prod(shape), np.float32)
+
+        def fill(start: int) -> None:
+            stream = np.random.Generator(np.random.SFC64([seed, start]))
+            stream.random(dtype=np.float32, out=numbers[start : start + NUMBERS_AT_ONCE])
+
+        in_parallel(fill, range(0, len(numbers), NUMBERS_AT_ONCE))
+        return torch.from_numpy(numbers).view(tuple(shape))
 
     def integers(self, purpose: str, high: int, shape: Sequence[int], device: Device = "cpu") -> Tensor:
         """int64 of the given shape, uniform in 0 .. high - 1."""

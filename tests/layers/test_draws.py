@@ -35,3 +35,25 @@ def test_replay_refuses_what_was_not_recorded():
         replay.uniform("matcher/layer_0/image_0/point_coords", (2, 3))
     with pytest.raises(ValueError, match=r"\(2, 3\), not \(3, 2\)"):
         replay.uniform("a", (3, 2))
+
+
+def test_many_numbers_are_uniform_follow_the_seed_and_differ_from_draw_to_draw():
+    torch.manual_seed(3)
+    first, second = (Draws().uniform("a", (3, 200_001)) for _ in range(2))
+    torch.manual_seed(3)
+    assert torch.equal(Draws().uniform("a", (3, 200_001)), first)
+    assert not torch.equal(first, second)
+    counts = torch.histc(first, bins=100, min=0, max=1)
+    assert counts.sum() == 600_003 and 0 <= first.min() and first.max() < 1
+    assert (counts - 6000).abs().max() < 5 * 6000**0.5
+    assert len(first.unique()) > 0.98 * len(first.flatten())  # no piece repeats another
+
+
+def test_many_numbers_do_not_depend_on_the_number_of_threads():
+    threads, drawn = torch.get_num_threads(), []
+    for torch_threads in (1, 3):
+        torch.set_num_threads(torch_threads)
+        torch.manual_seed(3)
+        drawn.append(Draws().uniform("a", (700_000,)))
+    torch.set_num_threads(threads)
+    assert torch.equal(*drawn)
