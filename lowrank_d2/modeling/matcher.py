@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lowrank_d2.layers.boxes import cxcywh_to_xyxy, giou
 from lowrank_d2.layers.draws import Draws
+from lowrank_d2.layers.linear import linear
 from lowrank_d2.layers.points import pairwise_bce_and_dice, sample_at, sample_rows
 from lowrank_d2.modeling.predictions import Prediction, Target
 
@@ -92,7 +93,7 @@ class HungarianMatcher:
                     purpose = f"matcher/{name}/image_{image}/point_coords"
                     points = draws.uniform(purpose, (1, self.num_points, 2), cost.device)
                     # Sampling and the product with the embeddings are linear: features are sampled instead of masks.
-                    logits = prediction.mask_embed[image].float() @ sample_rows(table, size, points[0]).T
+                    logits = linear(prediction.mask_embed[image].float(), sample_rows(table, size, points[0]))
                     row += self._mask_cost(logits, sample_at(masks, points[:, None])[0, :, 0])
             costs.append(cost)
         return self._assign(list(predictions), costs)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowrank_d2.layers.boxes import cxcywh_to_xyxy, giou
 from lowrank_d2.layers.draws import Draws
+from lowrank_d2.layers.linear import linear
 from lowrank_d2.layers.points import least_certain, point_bce, point_dice, sample_at
 from lowrank_d2.modeling.denoising import DenoisingLayout
 from lowrank_d2.modeling.matcher import HungarianMatcher, Pairs
@@ -22,11 +23,16 @@ CLASS_LOSSES, BOX_LOSSES, MASK_LOSSES = ("loss_ce",), ("loss_bbox", "loss_giou")
 
 @dataclass(frozen=True)
 class _Step:
-    """What all losses of a step share: the truth and the mask features (M, H/4, W/4) of every image, and the draws."""
+    """What all losses of a step share: the truth, every image's mask features pixel by pixel (h * w, M), and the draws."""
 
     targets: Sequence[Target]
     features: Sequence[Tensor]
+    size: tuple[int, int]
     draws: Draws
+
+    def masks(self, image: int, embed: Tensor) -> Tensor:
+        """The masks (R, h, w) of embeddings (R, M)."""
+        return linear(embed, self.features[image]).unflatten(1, self.size)
 
 
 class SetCriterion:
@@ -128,8 +134,9 @@ class SetCriterion:
             ValueError: when a matching cost is not a number.
         """
         with torch.autocast(predictions.mask_features.device.type, enabled=False):
-            # One view per image, taken once: selecting anew would give every use a gradient of the whole batch's size.
-            step = _Step(targets, predictions.mask_features.float().unbind(), draws)
+            # One table per image, made once: selecting anew would give every use a gradient of the whole batch's size.
+            maps = predictions.mask_features.float()
+            step = _Step(targets, [m.flatten(1).T.contiguous() for m in maps.unbind()], tuple(maps.shape[-2:]), draws)
             num = self._num_targets(targets, predictions.mask_features.device)
             sets = dict(self._matched_sets(predictions))
             named = {_purpose(suffix): prediction for suffix, prediction in sets.items()}
@@ -228,10 +235,10 @@ class SetCriterion:
         shape = (sum(counts), self.num_points - self.num_least_certain, 2)
         random = step.draws.uniform(f"loss/{name}/random_coords", shape, num.device)
         bce, dice = [], []
-        images = zip(prediction.mask_embed.float(), step.features, pairs, step.targets)
+        images = zip(prediction.mask_embed.float(), pairs, step.targets)
         drawn = zip(candidates.split(counts), random.split(counts))
-        for (embed, features, pair, target), (own_candidates, own_random) in zip(images, drawn):
-            masks = torch.einsum("rm,mhw->rhw", embed[pair.queries], features)
+        for image, ((embed, pair, target), (own_candidates, own_random)) in enumerate(zip(images, drawn)):
+            masks = step.masks(image, embed[pair.queries])
             points = torch.cat((least_certain(masks, own_candidates, self.num_least_certain), own_random), dim=1)
             logits = sample_at(masks[:, None], points[:, None])[:, 0, 0]
             labels = _true_labels(target.masks, pair, points)
