@@ -21,7 +21,15 @@ RUNTIME = [
     "tqdm>=4.60",
     "tabulate>=0.9",
 ]
-TEST = ["pytest>=8", "hypothesis>=6.100", "peft>=0.15", "transformers>=4.50", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"]
+TEST = [
+    "pytest>=8",
+    "hypothesis>=6.100",
+    "peft>=0.15",
+    "transformers>=4.50",
+    "onnx>=1.18",
+    "onnxscript>=0.5",
+    "onnxruntime>=1.20",
+]
 
 setup(
     name="lowrank_d2",
