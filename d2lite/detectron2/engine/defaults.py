@@ -151,7 +151,7 @@ class DefaultPredictor:
 
     def __call__(self, original_image):
         """The model's output for an (H, W, 3) BGR array as of cv2.imread, with coordinates of the original size."""
-        height, width = original_image.shape[:2]
+        record = dict(zip(("height", "width"), original_image.shape))
         pixels = original_image if self.input_format == "BGR" else original_image[:, :, ::-1]
         # An augmentation draws even a fixed size; predicting must not disturb the caller's random numbers.
         state = np.random.get_state()
@@ -159,9 +159,9 @@ class DefaultPredictor:
         np.random.set_state(state)
         pixels = resize.apply_image(pixels)
         channels_first = np.ascontiguousarray(np.moveaxis(pixels, 2, 0), dtype=np.float32)
-        image = torch.from_numpy(channels_first).to(self.cfg.MODEL.DEVICE)
+        record["image"] = torch.from_numpy(channels_first).to(self.cfg.MODEL.DEVICE)
         with torch.no_grad():
-            return self.model([{"image": image, "height": height, "width": width}])[0]
+            return self.model([record])[0]
 
 
 def _through_inner_trainer(name):
@@ -198,12 +198,14 @@ class DefaultTrainer(TrainerBase):
         self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(parallel, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(parallel, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        self.register_hooks(self.build_hooks())
+        hooks_of_run = self.build_hooks()
+        self.register_hooks(hooks_of_run)
 
     def resume_or_load(self, resume=True):
         """Continues from the last checkpoint in OUTPUT_DIR if there is one, else loads MODEL.WEIGHTS."""
-        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if resume and self.checkpointer.has_checkpoint():
+        weights, saver = self.cfg.MODEL.WEIGHTS, self.checkpointer
+        saver.resume_or_load(weights, resume=resume)
+        if resume and saver.has_checkpoint():
             self.start_iter = self.iter + 1  # the saved one was finished
 
     def build_hooks(self):
@@ -213,8 +215,8 @@ class DefaultTrainer(TrainerBase):
         cfg.DATALOADER.NUM_WORKERS = 0  # PreciseBN's loader would else hold workers all the time
 
         def evaluate():
-            self._last_eval_results = self.test(self.cfg, self.model)
-            return self._last_eval_results
+            self._last_eval_results = results = self.test(self.cfg, self.model)
+            return results
 
         period, precise = cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN
         chosen = [hooks.IterationTimer(), hooks.LRScheduler()]
@@ -239,8 +241,9 @@ class DefaultTrainer(TrainerBase):
             return results
 
     def run_step(self):
-        self._trainer.iter = self.iter
-        self._trainer.run_step()
+        inner = self._trainer
+        inner.iter = self.iter
+        inner.run_step()
 
     def state_dict(self):
         return {**super().state_dict(), "_trainer": self._trainer.state_dict()}

@@ -210,11 +210,13 @@ class LRScheduler(HookBase):
     scheduler = property(lambda self: self._scheduler or self.trainer.scheduler)
 
     def state_dict(self):
-        return self.scheduler.state_dict() if isinstance(self.scheduler, _LRScheduler) else {}
+        schedule = self.scheduler
+        return schedule.state_dict() if isinstance(schedule, _LRScheduler) else {}
 
     def load_state_dict(self, state_dict):
-        if isinstance(self.scheduler, _LRScheduler):
-            self.scheduler.load_state_dict(state_dict)
+        schedule = self.scheduler
+        if isinstance(schedule, _LRScheduler):
+            schedule.load_state_dict(state_dict)
 
 
 class EvalHook(HookBase):
