@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from lowrank_d2.layers.ms_deform_attn.backend import has_kernel
+from lowrank_d2.layers.ms_deform_attn.export import exported
 from lowrank_d2.layers.ms_deform_attn.torch_impl import ms_deform_attn_torch
 
 
@@ -14,7 +15,8 @@ def ms_deform_attn(
     """Weighted sum of bilinear samples of L feature maps, for every query and head.
 
     The compiled kernels compute in float32, for float64 values in float64, and give the same bits for any number of
-    threads. Under torch.export and tracing the result is a graph of PyTorch's own operators.
+    threads. Under torch.export and tracing the result is a graph of PyTorch's own operators; see
+    `lowrank_d2.layers.ms_deform_attn.export` for what it may be.
 
     Args:
         value: (N, S, M, D), the maps flattened row by row and laid end to end; M heads of D channels.
@@ -30,7 +32,9 @@ def ms_deform_attn(
         ValueError: the shapes do not belong together.
     """
     _check(value, spatial_shapes, sampling_locations, attention_weights)
-    if not _compiled(value):
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return exported(value, spatial_shapes, sampling_locations, attention_weights)
+    if not has_kernel(value.device.type):
         return ms_deform_attn_torch(value, spatial_shapes, sampling_locations, attention_weights)
     computed = torch.promote_types(value.dtype, torch.float32)
     if attention_weights.dtype != value.dtype:
@@ -49,9 +53,3 @@ def _check(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], places: Ten
             f"Locations {tuple(places.shape)}, weights {tuple(weights.shape)} do not fit value "
             f"{tuple(value.shape)} with {levels} maps: (N, Q, M, L, P, 2) and (N, Q, M, L, P) are expected."
         )
-
-
-def _compiled(value: Tensor) -> bool:
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        return False
-    return has_kernel(value.device.type)
