@@ -85,6 +85,7 @@ Scratch<T> prepare(const Problem<T>& p, char* memory) {
   for (int64_t i = 0; i < k; ++i) {
     s.logits[i] = p.reference ? -__builtin_inf() : 0;
     for (T* reference : s.reference) reference[i] = 0;
+    for (T* dots : s.dots) dots[i] = 0;  // 0 * what was left in memory could be no number
     s.row[i] = i < p.levels * p.points ? (p.level[i / p.points].width + 1) * s.padded_channels : 0;
   }
   return s;
