@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_d2.layers.linear import Linear
-from lowrank_d2.layers.ms_deform_attn import ms_deform_attn
+from lowrank_d2.layers.ms_deform_attn import ms_deform_attn_from_offsets
 
 
 class AttentionBlock(nn.Module):
@@ -130,15 +130,8 @@ class DeformableAttention(AttentionBlock):
         query = x + pos
         per_place = (self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).unflatten(-1, (*per_place, 2))
-        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        locations = reference[..., None, None, None, :2] + self._in_fractions(offsets, reference, shapes)
-        attended = ms_deform_attn(
-            value.unflatten(-1, (self.num_heads, -1)), shapes, locations, weights.unflatten(-1, per_place[1:])
+        logits = self.attention_weights(query).unflatten(-1, per_place)
+        attended = ms_deform_attn_from_offsets(
+            value.unflatten(-1, (self.num_heads, -1)), shapes, reference, offsets, logits
         )
         return self.join(x, self.output_proj(attended))
-
-    def _in_fractions(self, offsets: Tensor, reference: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-        """An offset of 1 is one cell of its level; with boxes, half the box divided by the number of points."""
-        if reference.shape[-1] == 2:
-            return offsets / offsets.new_tensor([(w, h) for h, w in shapes])[:, None]
-        return offsets / self.num_points * reference[..., None, None, None, 2:] * 0.5

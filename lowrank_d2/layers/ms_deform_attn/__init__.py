@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from lowrank_d2.layers.ms_deform_attn.backend import has_kernel
-from lowrank_d2.layers.ms_deform_attn.export import exported
 from lowrank_d2.layers.ms_deform_attn.torch_impl import ms_deform_attn_torch
 
 
@@ -15,8 +14,7 @@ def ms_deform_attn(
     """Weighted sum of bilinear samples of L feature maps, for every query and head.
 
     The compiled kernels compute in float32, for float64 values in float64, and give the same bits for any number of
-    threads. Under torch.export and tracing the result is a graph of PyTorch's own operators; see
-    `lowrank_d2.layers.ms_deform_attn.export` for what it may be.
+    threads. Under torch.export and tracing the result is a graph of PyTorch's own operators.
 
     Args:
         value: (N, S, M, D), the maps flattened row by row and laid end to end; M heads of D channels.
@@ -32,15 +30,62 @@ def ms_deform_attn(
         ValueError: the shapes do not belong together.
     """
     _check(value, spatial_shapes, sampling_locations, attention_weights)
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        return exported(value, spatial_shapes, sampling_locations, attention_weights)
-    if not has_kernel(value.device.type):
+    if not _compiled(value):
         return ms_deform_attn_torch(value, spatial_shapes, sampling_locations, attention_weights)
     computed = torch.promote_types(value.dtype, torch.float32)
     if attention_weights.dtype != value.dtype:
         attention_weights = attention_weights.to(computed)
     sizes = [size for shape in spatial_shapes for size in shape]
     return torch.ops.lowrank_d2.ms_deform_attn(value, sizes, sampling_locations.to(computed), attention_weights, None)
+
+
+def ms_deform_attn_from_offsets(
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], reference: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    """`ms_deform_attn` of what an attention block predicts; compiled, it makes no locations and no softmax in memory.
+
+    Args:
+        value: (N, S, M, D), as for `ms_deform_attn`.
+        spatial_shapes: the L sizes (H, W).
+        reference: where queries look, as fractions of a map: points (N or 1, Q, 2) or boxes cxcywh (N or 1, Q, 4), the
+            same for all levels, or (N or 1, Q, L, 2 or 4).
+        offsets: (N, Q, M, L, P, 2), (x, y) from the reference: in cells of the level with points, in halves of the box
+            divided by P with boxes.
+        logits: (N, Q, M, L, P), of a softmax over all points of a head, L * P of them.
+
+    Returns:
+        (N, Q, M * D) in the dtype of `value`.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    _check(value, spatial_shapes, offsets, logits)
+    if reference.dim() == 3:
+        reference = reference[:, :, None]
+    n, q, _, levels, _ = logits.shape
+    images, queries, maps, size = reference.shape
+    # Not `in`: for the compiler's symbolic sizes that asks for the same object.
+    if (images != 1 and images != n) or queries != q or (maps != 1 and maps != levels) or (size != 2 and size != 4):
+        raise ValueError(
+            f"The reference {tuple(reference.shape)} does not fit {n} images, {q} queries and {levels} maps: "
+            "(N or 1, Q, 2 or 4) or (N or 1, Q, L, 2 or 4) is expected."
+        )
+    computed = torch.promote_types(value.dtype, torch.float32)
+    learns_reference = reference.requires_grad and torch.is_grad_enabled()  # which the compiled form does not
+    if learns_reference or not _compiled(value):
+        locations = _locations(reference.to(computed), offsets.to(computed), spatial_shapes)
+        weights = logits.to(computed).flatten(-2).softmax(-1).view_as(logits)
+        return ms_deform_attn(value, spatial_shapes, locations, weights)
+    sizes = [size for shape in spatial_shapes for size in shape]
+    return torch.ops.lowrank_d2.ms_deform_attn(value, sizes, offsets, logits, reference)
+
+
+def _locations(reference: Tensor, offsets: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """(N or 1, Q, L or 1, 2 or 4) and (N, Q, M, L, P, 2) -> (N, Q, M, L, P, 2), fractions of a map."""
+    reference = reference[:, :, None, :, None]  # (N or 1, Q, 1, L or 1, 1, 2 or 4)
+    if reference.shape[-1] == 2:
+        return reference + offsets / offsets.new_tensor([(w, h) for h, w in spatial_shapes])[:, None]
+    return reference[..., :2] + offsets / offsets.shape[-2] * reference[..., 2:] * 0.5
 
 
 def _check(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], places: Tensor, weights: Tensor) -> None:
@@ -53,3 +98,9 @@ def _check(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], places: Ten
             f"Locations {tuple(places.shape)}, weights {tuple(weights.shape)} do not fit value "
             f"{tuple(value.shape)} with {levels} maps: (N, Q, M, L, P, 2) and (N, Q, M, L, P) are expected."
         )
+
+
+def _compiled(value: Tensor) -> bool:
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False
+    return has_kernel(value.device.type)
