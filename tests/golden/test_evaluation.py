@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lowrank_d2.modeling.maskdino  # noqa: F401  registers the model
-from tests.golden.seen import watch
+from tests.golden.seen import in_the_originals_order, watch
 
 pytestmark = pytest.mark.golden
 
@@ -17,6 +17,7 @@ def test_evaluation_equals_the_originals(eval_case, golden, golden_model, golden
     with torch.no_grad():
         results = model(golden_inputs(eval_case))
     seen = {name: x.detach().numpy() for name, x in (seen | result_maps(results)).items()}
+    seen = in_the_originals_order(seen, eval_case)
 
     failures = []
     for name in eval_case.meta["tensors"]:
