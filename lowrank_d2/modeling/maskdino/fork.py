@@ -79,7 +79,8 @@ def load_tuned(model: nn.Module, checkpoint: Mapping[str, Tensor]) -> None:
         checkpoint: what the file has under "model".
 
     Raises:
-        CheckpointError: it has other tensors than the config trains, or other shapes, or the fork's LoRA; nothing was copied.
+        CheckpointError: it has other tensors than the config trains, or other shapes, or the fork's LoRA. Nothing is
+            copied then.
     """
     tensors = from_upstream(checkpoint)
     trained = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}

@@ -140,7 +140,7 @@ class MaskDINO(nn.Module):
         return self
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's; what was told to keep its initialisation is not among the missing keys, for nobody to list it again."""
+        """As torch's; `missing_keys` leaves out what was reported to keep its initialisation, to be listed once."""
         incompatible = super().load_state_dict(state_dict, strict=strict, assign=assign)
         incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in self._reported]
         return incompatible

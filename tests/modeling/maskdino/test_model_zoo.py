@@ -1,4 +1,4 @@
-"""The model zoo of the README: every cell of its table has a command, and every composition of configs is what it says."""
+"""The model zoo of the README: every cell has a command, and every composition of configs is what it says."""
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +11,7 @@ from lowrank_d2.engine.report import report
 ROOT = Path(__file__).resolve().parents[3]
 BACKBONES = {"maskdino_R50": ("build_resnet_backbone", 4), "maskdino_SwinL": ("D2SwinTransformer", 5)}
 CLASSES = {"ndd20": 1, "zerowaste": 4, "wixray": 12, "cityscapes": 8}
-EVALUATOR = {"ndd20": "ndd20_val", "zerowaste": "zerowaste_val", "wixray": "wixray_val", "cityscapes": "cityscapes_instance_val"}
+TEST_SET = {name: f"{name}_instance_val" if name == "cityscapes" else f"{name}_val" for name in CLASSES}
 SWIN_L = {
     "full_head": 27_557_413, "decoder": 14_729_189, "embeddings": 330_245,
     "adapters_1": 1_124_357, "adapters_2": 1_918_469, "adapters_3": 2_712_581, "adapters_4": 3_506_693,
@@ -26,7 +26,8 @@ def zoo():
 
 def cells():
     """{(data set, method): the paper's AP} of the table."""
-    lines = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in zoo().splitlines() if line.startswith("|")]
+    lines = [line.strip("|").split("|") for line in zoo().splitlines() if line.startswith("|")]
+    lines = [[cell.strip(" `") for cell in line] for line in lines]
     start = next(i for i, line in enumerate(lines) if line[0] == "METHOD")
     columns, rows = lines[start][1:5], lines[start + 2 :]
     return {(name, row[0]): float(ap) for row in rows for name, ap in zip(columns, row[1:5]) if ap != "–"}
@@ -55,7 +56,7 @@ def test_the_command_of_a_cell_loads(dataset, method):
     cfg = load_config([str(ROOT / file) for file in files], words)
     model = "maskdino_SwinL" if dataset == "cityscapes" else "maskdino_R50"
     assert Path(files[0]).stem == model and cfg.MODEL.BACKBONE.NAME == BACKBONES[model][0]
-    assert cfg.DATASETS.TEST == (EVALUATOR[dataset],) and cfg.MODEL.WEIGHTS in ("$R50", "$SWINL")
+    assert cfg.DATASETS.TEST == (TEST_SET[dataset],) and cfg.MODEL.WEIGHTS in ("$R50", "$SWINL")
     kind, number = re.fullmatch(r"(\w+?)(?:_r?(\d+))?", method).groups()
     peft = cfg.MODEL.PEFT
     if kind in ("full_head", "decoder", "embeddings"):
@@ -75,13 +76,14 @@ def test_all_methods_compose_with_every_data_set_and_backbone(dataset, model):
     for method in sorted((ROOT / "configs/methods").glob("*.yaml")):
         files = [f"{ROOT}/configs/mask_dino/{model}.yaml", f"{ROOT}/configs/datasets/{dataset}.yaml", str(method)]
         cfg = load_config(files)
-        assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == CLASSES[dataset] and cfg.DATASETS.TEST == (EVALUATOR[dataset],)
+        assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == CLASSES[dataset] and cfg.DATASETS.TEST == (TEST_SET[dataset],)
         assert (cfg.MODEL.BACKBONE.NAME, cfg.MODEL.SEM_SEG_HEAD.TOTAL_NUM_FEATURE_LEVELS) == BACKBONES[model]
 
 
 @pytest.mark.parametrize("dataset", CLASSES)
 def test_a_composition_counts_what_its_classes_add(dataset):
-    files = [f"{ROOT}/configs/{file}.yaml" for file in ("mask_dino/maskdino_R50", f"datasets/{dataset}", "methods/lora_r8")]
+    names = ("mask_dino/maskdino_R50", f"datasets/{dataset}", "methods/lora_r8")
+    files = [f"{ROOT}/configs/{name}.yaml" for name in names]
     counts = report(load_config(files, ["MODEL.PEFT.TRAIN_LABEL_EMBEDDING", "False"]))
     more = CLASSES[dataset] - 1
     assert (counts.base, counts.trainable) == (52_017_477 + 513 * more, 526_853 + 257 * more)

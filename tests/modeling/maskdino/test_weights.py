@@ -134,7 +134,8 @@ def test_every_format_loads_and_what_stays_random_is_listed_once(
 
 
 def test_unknown_tensors_are_listed_once_under_the_names_of_the_file(tiny_model, tmp_path, caplog):
-    torch.save({**to_upstream(filled(tiny_model())), "sem_seg_head.extra.weight": torch.zeros(2)}, tmp_path / "file.pth")
+    upstream = to_upstream(filled(tiny_model()))
+    torch.save({**upstream, "sem_seg_head.extra.weight": torch.zeros(2)}, tmp_path / "file.pth")
     with caplog.at_level(logging.WARNING):
         DetectionCheckpointer(tiny_model()).load(str(tmp_path / "file.pth"))
     assert len(caplog.records) == 1 and caplog.text.count("sem_seg_head.extra.weight") == 1
