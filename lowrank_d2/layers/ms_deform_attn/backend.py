@@ -16,12 +16,13 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Iterator, Optional
 
 import torch
 
 from lowrank_d2.errors import ConfigError
-from lowrank_d2.layers.ms_deform_attn import build, ops
+from lowrank_d2.layers.ms_deform_attn import build, build_cuda, ops
 
 CHOICES = ("prebuilt", "jit", "torch")
 PREBUILT = Path(__file__).with_name(build.LIBRARY)
@@ -44,7 +45,11 @@ class Backend:
 
     def instruction_set(self) -> Optional[str]:
         """What the compiled kernels use on this machine: avx512, avx2 or baseline."""
-        return _symbols(self.library).lowrank_d2_instruction_set().decode() if self.library else None
+        if self.library is None:
+            return None
+        name = _symbols(self.library).lowrank_d2_instruction_set
+        name.restype = ctypes.c_char_p
+        return name().decode()
 
     def use_instruction_set(self, name: str) -> bool:
         """Changes it, for tests and measurements. False where this machine lacks it."""
@@ -53,11 +58,26 @@ class Backend:
 
 @functools.cache
 def current() -> Backend:
-    """The back end of this process; chosen, and loaded or compiled where needed, by the first call.
+    """The back end of this process on the CPU; chosen, and loaded or compiled where needed, by the first call.
 
     Raises:
         ConfigError: LOWRANK_D2_OPS names no back end, or one that cannot be had here.
     """
+    return _choose("CPU", build)
+
+
+@functools.cache
+def current_on_cuda() -> Backend:
+    """As `current`, for tensors on a GPU."""
+    if not torch.cuda.is_available():
+        return Backend("torch", "PyTorch sees no GPU")
+    oldest = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+    if oldest < build_cuda.OLDEST:
+        return Backend("torch", f"a GPU of compute capability {oldest[0]}.{oldest[1]} is too old for the kernels")
+    return _choose("CUDA", build_cuda)
+
+
+def _choose(device: str, recipe: ModuleType) -> Backend:
     wanted = os.environ.get("LOWRANK_D2_OPS", "")
     if wanted and wanted not in CHOICES:
         raise ConfigError(f"LOWRANK_D2_OPS is {wanted!r}. Set it to prebuilt, jit or torch, or unset it.")
@@ -67,8 +87,8 @@ def current() -> Backend:
     for name, find in (("prebuilt", _prebuilt), ("jit", cached_library)):
         if wanted in ("", name):
             try:
-                library = find()
-                load(library)
+                library = find(recipe=recipe)
+                load(library, device)
                 reason = f"LOWRANK_D2_OPS={name} asks for it" if wanted else _REASONS[name]
                 return Backend(name, f"{reason}; {library}", library)
             except build.BuildError as error:
@@ -76,10 +96,10 @@ def current() -> Backend:
     if wanted:
         raise ConfigError(f"LOWRANK_D2_OPS={wanted} cannot be had: {obstacles[0]}. Unset it to take what there is.")
     warnings.warn(
-        "Multi-scale deformable attention runs in its PyTorch form, several times slower than the compiled one: "
+        f"Multi-scale deformable attention runs in its PyTorch form on {device}, several times slower than compiled: "
         f"{obstacles[-1]}. `python -m lowrank_d2.env` tells more; LOWRANK_D2_OPS=torch silences this.",
         RuntimeWarning,
-        stacklevel=2,
+        stacklevel=3,
     )
     return Backend("torch", obstacles[-1])
 
@@ -89,7 +109,8 @@ _REASONS = {"prebuilt": "it was built at installation", "jit": "it was compiled 
 
 def has_kernel(device_type: str) -> bool:
     """Whether a compiled kernel serves tensors on `device_type`."""
-    return device_type == "cpu" and current().name != "torch"
+    backends = {"cpu": current, "cuda": current_on_cuda}
+    return device_type in backends and backends[device_type]().name != "torch"
 
 
 # The answer holds for the life of the process. torch.compiler.assume_constant_result sets the same mark, but would
@@ -97,21 +118,22 @@ def has_kernel(device_type: str) -> bool:
 has_kernel._dynamo_marked_constant = True
 
 
-def _prebuilt() -> Path:
-    if not PREBUILT.exists():
+def _prebuilt(recipe: ModuleType) -> Path:
+    library = PREBUILT.with_name(recipe.LIBRARY)
+    if not library.exists():
         raise build.BuildError("none was built at installation (pip install --no-build-isolation, with a compiler, builds one)")
-    return _sound(PREBUILT)
+    return _sound(library, recipe)
 
 
-def _sound(library: Path) -> Path:
-    wrong = build.verify(library)
+def _sound(library: Path, recipe: ModuleType) -> Path:
+    wrong = recipe.verify(library)
     if wrong:
         raise build.BuildError(wrong)
     return library
 
 
-def load(library: Path) -> None:
-    """Loads a verified library and checks that it registered what `ops` expects.
+def load(library: Path, device: str = "CPU") -> None:
+    """Loads a verified library and checks that it registered for `device` what `ops` expects.
 
     Raises:
         build.BuildError: it cannot be loaded here, or is not ours.
@@ -122,7 +144,7 @@ def load(library: Path) -> None:
     except (OSError, AttributeError) as error:
         raise build.BuildError(f"{library} cannot be loaded: {error}") from error
     registered = all(
-        torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU") for name in (ops.NAME, ops.BACKWARD)
+        torch._C._dispatch_has_kernel_for_dispatch_key(name, device) for name in (ops.NAME, ops.BACKWARD)
     )
     if abi != ops.ABI or not registered:
         raise build.BuildError(f"{library} belongs to another version (ABI {abi}, {ops.ABI} is expected)")
@@ -130,47 +152,46 @@ def load(library: Path) -> None:
 
 @functools.cache
 def _symbols(library: Path) -> ctypes.CDLL:
-    symbols = ctypes.CDLL(str(library))
-    symbols.lowrank_d2_instruction_set.restype = ctypes.c_char_p
-    return symbols
+    return ctypes.CDLL(str(library))
 
 
-def cached_library(seconds: float = LOCK_SECONDS) -> Path:
+def cached_library(seconds: float = LOCK_SECONDS, recipe: ModuleType = build) -> Path:
     """The library of these sources in the cache; compiled first where it is not there.
 
     One process compiles, the others wait for it. A failure is remembered, so that not every process tries again.
 
     Args:
         seconds: how long to wait for another process.
+        recipe: `build` or `build_cuda`.
 
     Raises:
         build.BuildError: it cannot be compiled here, or another process takes too long.
     """
-    folder = cache_root() / build.fingerprint()
-    library = folder / build.LIBRARY
-    if build.verify(library) is None:
+    folder = cache_root() / recipe.fingerprint()
+    library = folder / recipe.LIBRARY
+    if recipe.verify(library) is None:
         return library
-    missing = build.obstacle()
+    missing = recipe.obstacle()
     if missing:
         raise build.BuildError(missing)
     with _lock(folder, seconds):
-        if build.verify(library) is None:
+        if recipe.verify(library) is None:
             return library
-        failure = folder / f"failed-{_compiler_mark()}"
+        failure = folder / f"failed-{_compiler_mark(recipe)}"
         if failure.exists():
             raise build.BuildError(f"an earlier attempt failed ({failure}, which you may delete): {failure.read_text()}")
-        logger.info("Compiling multi-scale deformable attention into %s, once; about 15 seconds", folder)
+        logger.info("Compiling multi-scale deformable attention into %s, once; less than a minute", folder)
         try:
-            build.build(folder)
+            recipe.build(folder)
         except build.BuildError as error:
             failure.write_text(str(error))
             raise
-    return _sound(library)
+    return _sound(library, recipe)
 
 
-def _compiler_mark() -> str:
+def _compiler_mark(recipe: ModuleType) -> str:
     """Another or a newer compiler deserves another attempt."""
-    program = Path(build.compiler()).resolve()
+    program = Path(recipe.compiler()).resolve()
     return hashlib.sha256(f"{program} {program.stat().st_mtime_ns}".encode()).hexdigest()[:12]
 
 

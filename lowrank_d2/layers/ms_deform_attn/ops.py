@@ -28,6 +28,11 @@ _library.define(
     tags=torch.Tag.pt2_compliant_tag,
 )
 
+# The CUDA library asks at every backward pass, also of a compiled or recorded one, and then adds in one order. On the CPU
+# there is but one order.
+_library.define("deterministic() -> bool")
+_library.impl("deterministic", torch.are_deterministic_algorithms_enabled, "CompositeExplicitAutograd")
+
 
 @torch.library.register_fake(NAME)
 def _(value: Tensor, spatial_shapes: Sequence[int], places: Tensor, weights: Tensor, reference: Optional[Tensor]) -> Tensor:

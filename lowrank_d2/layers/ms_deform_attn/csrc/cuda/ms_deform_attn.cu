@@ -59,7 +59,7 @@ struct OnDevice {
   }
 };
 
-// torch.are_deterministic_algorithms_enabled(), at the time of the call; cuda.py defines the question.
+// torch.are_deterministic_algorithms_enabled(), at the time of the call; ops.py answers.
 bool deterministic() {
   StableIValue answer[1] = {};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("lowrank_d2::deterministic", "", answer, TORCH_ABI_VERSION));
@@ -258,4 +258,4 @@ STABLE_TORCH_LIBRARY_IMPL(lowrank_d2, CUDA, m) {
 }  // namespace cuda
 }  // namespace lowrank_d2
 
-extern "C" __attribute__((visibility("default"))) int lowrank_d2_cuda_ops_abi() { return lowrank_d2::cuda::ABI; }
+extern "C" __attribute__((visibility("default"))) int lowrank_d2_ops_abi() { return lowrank_d2::cuda::ABI; }
