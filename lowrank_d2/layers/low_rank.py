@@ -5,16 +5,17 @@ An *update* says how W' comes from the frozen W and a few small factors: `LowRan
 
 Forward, *merged*: W' is formed once per call, and the layer costs what the frozen one costs; it pays for many tokens.
 *Branched*: the thin products run beside the frozen one. Backward, *thin*: gradients of the factors from products of
-width rank; *dense*: through dW' = G^T X, which costs as much as half the frozen layer's two products but one pass.
-Whatever the order, nothing but x and the parameters is kept between the two passes.
+width rank; *dense*: through dW' = G^T X, which costs half of the frozen layer's two products. Between the passes the
+merged order keeps nothing but x and the parameters, the branched one x A^T, a few numbers a token.
 """
 import contextlib
 from dataclasses import dataclass
-from typing import Iterator, Optional, Sequence
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from lowrank_d2.layers.linear import linear
 
@@ -22,7 +23,11 @@ from lowrank_d2.layers.linear import linear
 _TOKENS_PER_WIDTH_TO_MERGE = 1.5  # from here on the skinny products lose against one dense merge
 _THIN_SHARE = 0.85  # of the dense order's multiplications: below it, products of width rank are cheaper
 _THIN_SHARE_KRONECKER = 0.4  # its products are shorter
+_WIDTH_TO_SCALE_OUTPUTS = 512  # from here on four passes over the outputs are cheaper than a dense gradient
 _CHUNK = 512  # tokens whose x and gradient stay in a core's cache while several thin products read them
+
+
+Gradients = tuple[Optional[Tensor], tuple[Tensor, ...]]
 
 
 class Update:
@@ -32,16 +37,12 @@ class Update:
         """W' (out, in) in the type of `weight` (out, in); differentiable in all."""
         raise NotImplementedError
 
-    def branch(self, x: Tensor, *factors: Tensor) -> Optional[tuple[Tensor, Tensor, float]]:
-        """(h, m, s) with x (W' - W)^T = s h m, if that is cheaper than merging for so few tokens x (n, in)."""
+    def branched(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], *factors: Tensor) -> Optional[Tensor]:
+        """x W'^T + bias with the frozen product and the update's side by side, if that is cheaper for so few tokens x (n, in)."""
         return None
 
-    def branch_back(self, grad: Tensor, *factors: Tensor) -> Optional[tuple[Tensor, Tensor, float]]:
-        """(h, m, s) with grad (W' - W) = s h m for grad (n, out); None exactly where `branch` is."""
-        return None
-
-    def thin(self, grad: Tensor, x: Tensor, *factors: Tensor) -> Optional[tuple[Tensor, ...]]:
-        """Gradients of the factors without forming dW' (out, in), if that is cheaper; grad (n, out), x (n, in)."""
+    def thin(self, grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, *factors: Tensor) -> Optional[Gradients]:
+        """Gradients of x, if `need_x`, and of the factors without dW' (out, in), if that is cheaper; grad (n, out), x (n, in)."""
         return None
 
 
@@ -60,8 +61,10 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Optional[Tensor], update: Up
         (..., out). Differentiable once in every tensor given.
     """
     tokens = x.to(_compute_dtype(x)).reshape(-1, x.shape[-1])
-    function = _AdaptedLinear.apply if torch.is_grad_enabled() else _project
-    return function(tokens, weight, bias, update, *factors).reshape(*x.shape[:-1], weight.shape[0])
+    y = update.branched(tokens, weight, bias, *factors)
+    if y is None:
+        y = _Merged.apply(tokens, weight, bias, update, *factors)
+    return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
 @dataclass(frozen=True)
@@ -75,26 +78,25 @@ class LowRank(Update):
             wide = _wide(weight, up)
             return torch.addmm(weight.to(wide), up.to(wide), down.to(wide), alpha=self.scale).to(weight.dtype)
 
-    def branch(self, x: Tensor, down: Tensor, up: Tensor) -> Optional[tuple[Tensor, Tensor, float]]:
+    def branched(
+        self, x: Tensor, weight: Tensor, bias: Optional[Tensor], down: Tensor, up: Tensor
+    ) -> Optional[Tensor]:
         if merging_pays(len(x), down.shape[1], len(up)):
             return None
-        return x @ down.to(x.dtype).t(), up.to(x.dtype).t(), self.scale
+        # So short that calls from Python would cost as much as they save: torch's own backward pass, which keeps h.
+        frozen = linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        hidden = F.linear(x, down.to(x.dtype))
+        return torch.addmm(frozen, hidden, up.to(x.dtype).t(), alpha=self.scale)
 
-    def branch_back(self, grad: Tensor, down: Tensor, up: Tensor) -> Optional[tuple[Tensor, Tensor, float]]:
-        if merging_pays(len(grad), down.shape[1], len(up)):
-            return None
-        return grad @ up.to(grad.dtype), down.to(grad.dtype), self.scale
-
-    def thin(self, grad: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Optional[tuple[Tensor, ...]]:
+    def thin(
+        self, grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, down: Tensor, up: Tensor
+    ) -> Optional[Gradients]:
         if not thin_pays(len(down), down.shape[1], len(up)):
             return None
-        a, b = down.to(x.dtype), up.to(x.dtype)
-        grad_down, grad_up = torch.zeros_like(a), torch.zeros_like(b).t().contiguous()
-        for g, t in _chunks(grad, x):
-            grad_down.addmm_((g @ b).t(), t, alpha=self.scale)
-            # (x A^T)^T G is twice as fast as G^T (x A^T): the long side stays contiguous.
-            grad_up.addmm_((t @ a.t()).t(), g, alpha=self.scale)
-        return grad_down, grad_up.t()
+        grad_x = _product(grad, self.merged(weight, down, up)) if need_x else None
+        # (rank, in) and (rank, out): products with a long contiguous side are twice as fast.
+        a, b = down.to(x.dtype), up.to(x.dtype).t().contiguous()
+        return grad_x, _thin_gradients(grad, x, a, b, self.scale)
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,9 @@ class Kronecker(Update):
             whole = torch.addcmul(blocks, first[..., None], second[None, :, None], value=self.scale)
             return whole.reshape(weight.shape).to(weight.dtype)
 
-    def thin(self, grad: Tensor, x: Tensor, w1: Tensor, *w2: Tensor) -> Optional[tuple[Tensor, ...]]:
+    def thin(
+        self, grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, w1: Tensor, *w2: Tensor
+    ) -> Optional[Gradients]:
         if len(w2) == 1:
             return None
         (o1, i1), (a, b) = w1.shape, (factor.to(x.dtype) for factor in w2)
@@ -140,16 +144,17 @@ class Kronecker(Update):
         products = 2 * rank * (o1 * o2 + i1 * i2) + 3 * rank**2 * o1 * i1
         if products >= _THIN_SHARE_KRONECKER * o1 * o2 * i1 * i2:
             return None
+        grad_x = _product(grad, self.merged(weight, w1, *w2)) if need_x else None
         if self.rows is not None:
             grad = grad * self.rows.to(grad.dtype)
         g, t = grad.reshape(-1, o2), x.reshape(-1, i2)
-        u = (g @ a).view(len(x), o1 * rank)  # a token's o1 output blocks, each seen through a
-        v = (t @ b.t()).view(len(x), i1 * rank)
+        u = F.linear(g, a.t().contiguous()).view(len(x), o1 * rank)  # a token's o1 output blocks, each seen through a
+        v = F.linear(t, b).view(len(x), i1 * rank)
         grad_w1 = (u.t() @ v).view(o1, rank, i1, rank).diagonal(dim1=1, dim2=3).sum(-1)
         inner = torch.kron(w1.to(x.dtype), torch.eye(rank, dtype=x.dtype, device=x.device))  # (o1 rank, i1 rank)
         grad_a = ((v @ inner.t()).view(-1, rank).t() @ g).t()
         grad_b = (u @ inner).view(-1, rank).t() @ t
-        return tuple(self.scale * gradient for gradient in (grad_w1, grad_a, grad_b))
+        return grad_x, tuple(self.scale * gradient for gradient in (grad_w1, grad_a, grad_b))
 
 
 @dataclass(frozen=True)
@@ -165,10 +170,27 @@ class Magnitude(Update):
     def merged(self, weight: Tensor, down: Tensor, up: Tensor, magnitude: Tensor) -> Tensor:
         with _without_autocast(weight):
             direction = LowRank(self.scale).merged(weight.to(_wide(weight, up)), down, up)
-            length = direction.detach().norm(dim=1)
-            there = length > 0
-            ratio = torch.where(there, magnitude.to(length.dtype) / torch.where(there, length, 1), 1)
-            return (ratio[:, None] * direction).to(weight.dtype)
+            return (_ratio(direction, magnitude)[:, None] * direction).to(weight.dtype)
+
+    def branched(
+        self, x: Tensor, weight: Tensor, bias: Optional[Tensor], down: Tensor, up: Tensor, magnitude: Tensor
+    ) -> Optional[Tensor]:
+        if min(weight.shape) < _WIDTH_TO_SCALE_OUTPUTS and merging_pays(len(x), *weight.t().shape):
+            return None
+        # Scaling the outputs keeps them once more, but needs no dW' for the gradient of the lengths.
+        plain = LowRank(self.scale)
+        y = adapted_linear(x, weight, None, plain, down, up)
+        with torch.no_grad():
+            direction = plain.merged(weight.to(_wide(weight, up)), down, up)
+        ratio = _ratio(direction, magnitude).to(y.dtype)
+        return y * ratio if bias is None else torch.addcmul(bias.to(y.dtype), y, ratio)
+
+
+def _ratio(direction: Tensor, magnitude: Tensor) -> Tensor:
+    """(out,): what brings the rows of `direction` to their lengths; 1 for a row without one."""
+    length = direction.detach().norm(dim=1)
+    there = length > 0
+    return torch.where(there, magnitude.to(length.dtype) / torch.where(there, length, 1), 1)
 
 
 def khatri_rao(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,21 +210,13 @@ def thin_pays(rank: int, in_features: int, out_features: int) -> bool:
     return 2 * rank * (in_features + out_features) < _THIN_SHARE * in_features * out_features
 
 
-def _project(x: Tensor, weight: Tensor, bias: Optional[Tensor], update: Update, *factors: Tensor) -> Tensor:
-    """`adapted_linear` for tokens (n, in), in the type of `x`."""
-    with _without_autocast(x):
-        bias = None if bias is None else bias.to(x.dtype)
-        branch = update.branch(x, *factors)
-        if branch is None:
-            return linear(x, update.merged(weight, *factors).to(x.dtype), bias)
-        hidden, up, scale = branch
-        return linear(x, weight.to(x.dtype), bias).addmm_(hidden, up, alpha=scale)
+class _Merged(torch.autograd.Function):
+    """The merged order; between the two passes it keeps x and the parameters alone."""
 
-
-class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(x, weight, bias, update, *factors):
-        return _project(x, weight, bias, update, *factors)
+        with _without_autocast(x):
+            return linear(x, update.merged(weight, *factors).to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -215,25 +229,20 @@ class _AdaptedLinear(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, *factors = ctx.saved_tensors
         need_x, need_weight, need_bias, _, *need_factors = ctx.needs_input_grad
-        grad_x = grad_bias = None
         grads: Sequence[Optional[Tensor]] = [None] * (1 + len(factors))  # of the weight and the factors
         with _without_autocast(grad):
-            thin = None if need_weight else ctx.update.thin(grad, x, *factors)
-            branch = ctx.update.branch_back(grad, *factors) if need_x else None
-            merged, leaves = None, []
-            if (need_x and branch is None) or (thin is None and (need_weight or any(need_factors))):
-                merged, leaves = _merged_with_graph(ctx, weight, factors)
+            grad_bias = grad.sum(0).to(ctx.bias_dtype) if need_bias else None
+            thin = None
+            if any(need_factors) and not need_weight:
+                thin = ctx.update.thin(grad, x, weight, need_x, *factors)
             if thin is not None:
-                grads = [None, *(g.to(f.dtype) if need else None for g, f, need in zip(thin, factors, need_factors))]
-            elif need_weight or any(need_factors):
-                grads = _through_dense(merged, leaves, grad.t() @ x)
-            if need_bias:
-                grad_bias = grad.sum(0).to(ctx.bias_dtype)
-            if branch is not None:
-                hidden, down, scale = branch
-                grad_x = linear(grad, weight.to(grad.dtype).t()).addmm_(hidden, down, alpha=scale)
-            elif need_x:
-                grad_x = linear(grad, merged.detach().to(grad.dtype).t())
+                grad_x, found = thin
+                grads[1:] = [g.to(f.dtype) if need else None for g, f, need in zip(found, factors, need_factors)]
+            else:
+                merged, leaves = _merged_with_graph(ctx, weight, factors)
+                grad_x = _product(grad, merged.detach()) if need_x else None
+                if merged.requires_grad:
+                    grads = _through_dense(merged, leaves, grad.t() @ x)
         return grad_x, grads[0], grad_bias, None, *grads[1:]
 
 
@@ -252,11 +261,24 @@ def _through_dense(merged: Tensor, leaves: Sequence[Tensor], grad: Tensor) -> li
     return [next(found) if leaf.requires_grad else None for leaf in leaves]
 
 
-def _chunks(grad: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both tensors in pieces of a CPU's cache; whole where sums over many pieces would lose digits."""
+def _thin_gradients(grad: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Of down (rank, in) and up (out, rank), given as a = down and b = up^T.
+
+    Both products of a piece of x and grad follow each other while it is in the CPU's cache; in types where a sum over
+    many pieces would lose digits, and on other devices, there is one piece.
+    """
     whole = x.device.type != "cpu" or x.dtype in (torch.float16, torch.bfloat16)
     size = max(len(x), 1) if whole else _CHUNK
-    return zip(grad.split(size), x.split(size))
+    grad_down, grad_up = torch.zeros_like(a), torch.zeros_like(b)
+    for g, t in zip(grad.split(size), x.split(size)):
+        grad_down.addmm_(F.linear(g, b).t(), t, alpha=scale)
+        grad_up.addmm_(F.linear(t, a).t(), g, alpha=scale)
+    return grad_down, grad_up.t()
+
+
+def _product(grad: Tensor, weight: Tensor) -> Tensor:
+    """grad (n, out) @ weight (out, in), in the type of `grad`."""
+    return linear(grad, weight.to(grad.dtype).t())
 
 
 def _wide(weight: Tensor, factor: Tensor) -> torch.dtype:

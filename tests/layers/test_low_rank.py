@@ -92,15 +92,17 @@ def test_the_khatri_rao_factors_give_the_hadamard_product():
 
 def test_the_order_follows_the_shapes():
     def order(update, tokens, n_out, n_in, *shapes):
-        grad, x, *factors = draw(0, (tokens, n_out), (tokens, n_in), *shapes, dtype=torch.float32)
-        names = ["thin" if update.thin(grad, x, *factors) is not None else "dense"]
-        assert (update.branch(x, *factors) is None) == (update.branch_back(grad, *factors) is None)
-        return names + ["merged" if update.branch(x, *factors) is None else "branched"]
+        grad, x, weight, *factors = draw(0, (tokens, n_out), (tokens, n_in), (n_out, n_in), *shapes, dtype=torch.float32)
+        thin = update.thin(grad, x, weight, False, *factors)
+        branched = update.branched(x, weight, None, *factors)
+        return ["dense" if thin is None else "thin", "merged" if branched is None else "branched"]
 
     lora = LowRank(1.0)
     assert order(lora, 384, 256, 256, (8, 256), (256, 8)) == ["thin", "merged"]
     assert order(lora, 383, 32, 256, (8, 256), (32, 8)) == ["thin", "branched"]
     assert order(lora, 400, 64, 64, (32, 64), (64, 32)) == ["dense", "merged"]
+    assert order(Magnitude(1.0), 400, 256, 256, (8, 256), (256, 8), (256,)) == ["dense", "merged"]
+    assert order(Magnitude(1.0), 900, 512, 512, (8, 512), (512, 8), (512,)) == ["dense", "branched"]
     assert order(Kronecker(1.0), 9, 256, 256, (8, 8), (32, 8), (8, 32)) == ["thin", "merged"]
     assert order(Kronecker(1.0), 9, 256, 256, (16, 16), (16, 8), (8, 16)) == ["dense", "merged"]
     assert order(Kronecker(1.0), 9, 256, 256, (16, 16), (16, 16)) == ["dense", "merged"]
@@ -108,13 +110,16 @@ def test_the_order_follows_the_shapes():
 
 @pytest.mark.parametrize("tokens", [3, 4000])
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_kept_between_forward_and_backward_but_inputs(tokens, name):
+def test_little_is_kept_between_forward_and_backward(tokens, name):
     update, shapes, _ = forms(24, 16, 2)[name]
     x, weight, bias, *factors = draw(0, (tokens, 16), (24, 16), (24,), *shapes)
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         adapted_linear(x, weight.detach(), bias.detach(), update, *factors)
-    assert set(kept) <= {tensor.data_ptr() for tensor in (x, weight, *factors)}
+    inputs = {tensor.data_ptr() for tensor in (x, weight, *factors)}
+    beyond = sum(tensor.numel() for tensor in kept if tensor.data_ptr() not in inputs)
+    branched = tokens == 3 and name in ("low rank", "magnitude")
+    assert beyond == 0 or branched and beyond <= tokens * (2 + 24) + 4 * 24
 
 
 def test_leading_dimensions_and_strides_do_not_matter():
