@@ -10,6 +10,7 @@ from lowrank_d2.data import mini
 from lowrank_d2.data.image_files import read_image
 from lowrank_d2.engine.defaults import load_config, run_tool
 from lowrank_d2.engine.run import main, train_parser
+from lowrank_d2.engine.weight_files import merge_delta
 from lowrank_d2.peft import METHODS, PeftConfig, apply_peft, read_header
 from projects.YOLOS.tests.models import CONFIGS
 
@@ -50,6 +51,7 @@ def test_the_loss_falls_with_every_recipe(tmp_path, files, recipe):
     losses = [line["total_loss"] for line in lines]
     assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
     assert {"loss_ce", "loss_bbox", "loss_giou"} <= lines[0].keys() and "bbox/AP" in lines[-1]
+    assert ("loss_orthogonality" in lines[0]) == (recipe == "adalora")
     header = read_header(tmp_path / "out" / "delta_final.safetensors")
     assert [method.name for method in header.methods] == ([] if recipe == "full" else [recipe])
     assert header.class_names == ("ball", "box", "wedge", "star", "cross", "blob")
@@ -57,10 +59,10 @@ def test_the_loss_falls_with_every_recipe(tmp_path, files, recipe):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES[1:])
-def test_a_longer_run_finds_boxes(tmp_path, files, recipe):
-    words = ["SOLVER.MAX_ITER", "400", "TEST.EVAL_PERIOD", "100", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"]
+def test_a_longer_run_goes_on_learning(tmp_path, files, recipe):
+    words = ["SOLVER.MAX_ITER", "200", "TEST.EVAL_PERIOD", "100", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"]
     losses = [line["total_loss"] for line in train(files(recipe), tmp_path / "out", *words)]
-    assert sum(losses[-20:]) < 0.6 * sum(losses[:20])
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
 
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"adapter"}))
@@ -99,7 +101,10 @@ def test_base_and_delta_predict_what_the_run_ended_with(tmp_path, files, data):
     final = predict("MODEL.WEIGHTS", str(out / "model_final.pth"))
     shipped = predict("MODEL.PEFT.DELTA", str(out / "delta_final.safetensors"), "MODEL.PEFT.METHODS", "[]")
     base = predict("MODEL.PEFT.METHODS", "[]")
+    merge_delta(load_config(str(out / "config.yaml")), out / "delta_final.safetensors", tmp_path / "merged.safetensors")
+    merged = predict("MODEL.WEIGHTS", str(tmp_path / "merged.safetensors"), "MODEL.PEFT.METHODS", "[]")
     assert len(final) == 20 and final.image_size == image.shape[:2]
-    torch.testing.assert_close(shipped.pred_boxes.tensor, final.pred_boxes.tensor)
-    torch.testing.assert_close(shipped.scores, final.scores)
+    for other in (shipped, merged):
+        torch.testing.assert_close(other.pred_boxes.tensor, final.pred_boxes.tensor, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(other.scores, final.scores, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(base.scores, final.scores, atol=1e-4)

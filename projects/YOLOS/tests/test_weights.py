@@ -28,7 +28,7 @@ def assert_same_weights(a, b):
 
 
 @pytest.mark.parametrize("checkpointer", [DetectionCheckpointer, LowRankCheckpointer])
-@pytest.mark.parametrize("form", ["original.pth", "transformers.safetensors", "pytorch_model.bin.pth"])
+@pytest.mark.parametrize("form", ["original.pth", "transformers.safetensors", "pytorch_model.bin"])
 def test_published_forms_load_by_themselves(tmp_path, small_config, model, checkpointer, form):
     path = tmp_path / form
     if form.startswith("original"):
