@@ -22,17 +22,30 @@ def build_evaluator(dataset_name: str, output_dir: str) -> DatasetEvaluator:
     Raises:
         ConfigError: an evaluator type without evaluator.
     """
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+    kind = check_evaluator(dataset_name)
     if kind == "coco":
         if isinstance(DatasetCatalog[dataset_name], Source):
             write_evaluation_json(dataset_name, output_dir)
         return COCOEvaluator(dataset_name, output_dir=output_dir, allow_cached_coco=False)
+    return CityscapesInstanceEvaluator(dataset_name, output_dir)
+
+
+def check_evaluator(dataset_name: str) -> str:
+    """The evaluator type of a dataset; writes nothing.
+
+    Raises:
+        ConfigError: an evaluator type without evaluator.
+        DataError: Cityscapes without cityscapesscripts.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     if kind == "cityscapes_instance":
-        return CityscapesInstanceEvaluator(dataset_name, output_dir)
-    raise ConfigError(
-        f"The dataset {dataset_name} has the evaluator type {kind!r}; this trainer knows 'coco' and "
-        "'cityscapes_instance'. Override build_evaluator."
-    )
+        CityscapesInstanceEvaluator(dataset_name)
+    elif kind != "coco":
+        raise ConfigError(
+            f"The dataset {dataset_name} has the evaluator type {kind!r}; this trainer knows 'coco' and "
+            "'cityscapes_instance'. Override build_evaluator."
+        )
+    return kind
 
 
 def verify_expected(cfg: CfgNode, results: Mapping[str, Any]) -> None:

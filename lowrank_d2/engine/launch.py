@@ -13,13 +13,14 @@ from urllib.parse import urlsplit
 
 import torch
 from detectron2.engine import launch
+from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from lowrank_d2.engine.interrupt import Interrupted
 from lowrank_d2.errors import ConfigError, LowRankError, TrainingError
 
 _LOST = 75  # exit code of a process that noticed the loss of another
-_PATIENCE = 3.0  # seconds
+_PATIENCE = 10.0  # seconds
 _CONNECTION = re.compile("gloo|nccl|connection (closed|reset)|broken pipe|timed out", re.IGNORECASE)
 
 
@@ -127,6 +128,8 @@ def _process(main: Callable[[argparse.Namespace], object], args: argparse.Namesp
     try:
         main(args)
     except LowRankError as error:
+        if not comm.is_main_process():
+            time.sleep(_PATIENCE)  # the main process most often says the same, and its end is ours
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except Interrupted as stop:

@@ -7,15 +7,20 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from lowrank_d2.engine.evaluators import check_evaluator
 from lowrank_d2.engine.trainer import LowRankTrainer
 
 
 def rehearse(cfg: CfgNode, trains: bool) -> None:
-    """Builds the model and, where the run `trains`, its optimizer, schedule and mappers; keeps nothing.
+    """Builds the model, the mappers and, where the run `trains`, optimizer and schedule; keeps nothing.
+
+    Looks for the evaluators, too.
 
     Raises:
         LowRankError: what the run itself would raise, unmatched targets for example.
     """
+    for name in cfg.DATASETS.TEST:
+        check_evaluator(name)
     with _silence():
         try:
             model = build_on_meta(cfg)

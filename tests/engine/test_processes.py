@@ -122,6 +122,24 @@ def test_an_error_in_a_process_ends_all_with_its_code(tmp_path, own):
     assert "Lower SOLVER.BASE_LR" in error and "Traceback" not in error
 
 
+def test_a_killed_process_ends_the_run_with_one_message(tmp_path, own):
+    out = tmp_path / "out"
+    process = start(TOOL, out, own, "--num-processes", "2", opts=("SOLVER.MAX_ITER", "5000"))
+    while process.poll() is None and not (out / "model_0000003.pth").exists():
+        time.sleep(0.2)
+    ranks = [pid for pid in descendants(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(ranks[-1], signal.SIGKILL)
+    _, error = finish(process, 3)
+    assert error.count("error:") == 1 and ("SIGKILL" in error or "connection to another process was lost" in error)
+    assert "Traceback" not in error
+
+
+def test_what_every_process_finds_is_said_once(tmp_path, own):
+    finish(start(TOOL, tmp_path / "out", own, opts=("SOLVER.MAX_ITER", "2")), 0)
+    _, error = finish(start(TOOL, tmp_path / "out", own, "--resume", "--num-processes", "2"), 2)
+    assert error.count("error:") == 1 and "used 1 processes, now there are 2" in error
+
+
 def descendants(pid):
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*"):

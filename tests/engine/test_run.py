@@ -118,6 +118,16 @@ def test_what_cannot_be_built_is_found_before_anything_is_written(tmp_path, own,
     assert re.search(part, error) and error.count("error:") == 1 and not (tmp_path / "out").exists()
 
 
+def test_a_missing_evaluator_is_found_before_training(tmp_path, own, capfd, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling", None)
+    monkeypatch.setattr("lowrank_d2.engine.run.check_config", lambda cfg: None)
+    words = ["DATASETS.TRAIN", "('cityscapes_instance_train',)", "DATASETS.TEST", "('cityscapes_instance_val',)"]
+    assert run(tmp_path, "--", *words) == 2
+    assert "pip install cityscapesScripts" in capfd.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_more_processes_than_images(tmp_path, own, capfd):
     assert run(tmp_path, *own, "--num-processes", "16", "--", "SOLVER.IMS_PER_BATCH", "16") == 2
     assert "16 processes are more than the 11 images of own_train" in capfd.readouterr().err
