@@ -1,7 +1,11 @@
 """Package metadata. `detectron2` is deliberately no requirement: registries may hold a stranger's package of that name."""
+import importlib.util
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
+
+OPERATOR = Path("lowrank_d2", "layers", "ms_deform_attn")
 
 RUNTIME = [
     "torch>=2.10",
@@ -31,6 +35,39 @@ TEST = [
     "onnxruntime>=1.20",
 ]
 
+
+
+def load_builder():
+    """build.py of the operator, without the package around it, whose requirements may not be installed yet."""
+    spec = importlib.util.spec_from_file_location("build_operator", Path(__file__).parent / OPERATOR / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+builder = load_builder()
+
+
+class WithOperator(Distribution):
+    """Belongs to this platform when the operator is compiled: pip must run without build isolation to let torch be seen."""
+
+    def has_ext_modules(self):
+        return builder.obstacle() is None
+
+
+class BuildWithOperator(build_py):
+    """An installation never fails for want of the operator: it is compiled at first use then, or PyTorch's form runs."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        try:
+            print(f"compiled {builder.build(Path(self.build_lib) / OPERATOR)}")
+        except builder.BuildError as error:
+            print(f"the operator is not compiled now: {error}")
+
+
 setup(
     name="lowrank_d2",
     version="0.1.0",
@@ -40,7 +77,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["lowrank_d2", "lowrank_d2.*"]),
-    package_data={"lowrank_d2": ["assets/*"]},
+    package_data={"lowrank_d2": ["assets/*"], "lowrank_d2.layers.ms_deform_attn": ["csrc/*/*"]},
+    cmdclass={"build_py": BuildWithOperator},
+    distclass=WithOperator,
     install_requires=RUNTIME,
     extras_require={"test": TEST},
 )
