@@ -17,4 +17,6 @@ def table(counts: Counts) -> str:
     rows.append(["total", counts.base, counts.added, counts.trainable])
     shown = [[name, *(f"{number:,}" for number in numbers)] for name, *numbers in rows]
     text = tabulate(shown, headers=["component", "base", "added", "trainable"], colalign=["left", *["right"] * 3])
+    if counts.added_after_budget != counts.added:
+        text += f"\nOnce AdaLoRA has reached its budget, {counts.added_after_budget:,} of the added {counts.added:,} are left."
     return f"{text}\n{counts.trainable:,} of {counts.total:,} parameters train: {counts.percent_trainable:.3f} %"

@@ -124,10 +124,11 @@ def regularization(model: nn.Module) -> dict[str, Tensor]:
     return {"loss_orthogonality": matrices[0].method.orthogonality * torch.stack(terms).mean()}
 
 
-def added_after_budget(model: nn.Module) -> int:
-    """Parameters that AdaLoRA adds once the budget is reached, with `target_rank` triplets in every matrix."""
+def freed_by_budget(model: nn.Module) -> int:
+    """Parameters of the triplets that will be gone once the budget is reached, with `target_rank` left in every matrix."""
     return sum(
-        matrix.method.target_rank * sum(matrix.tensors[name].numel() // matrix.method.rank for name in TRIPLET)
+        (matrix.method.rank - matrix.method.target_rank)
+        * sum(matrix.tensors[name].numel() // matrix.method.rank for name in TRIPLET)
         for matrix in _matrices(model)
     )
 

@@ -10,6 +10,7 @@ from typing import Iterable, Iterator, Sequence, Union
 from torch import nn
 
 from lowrank_d2.errors import ConfigError
+from lowrank_d2.peft.adalora import freed_by_budget
 from lowrank_d2.peft.adapted import Adapted
 from lowrank_d2.peft.adapter import SequentialAdapter
 
@@ -22,12 +23,14 @@ class Counts:
         base: the model's own.
         added: by the methods.
         trainable: of both, those that train.
+        added_after_budget: what is left of `added` once AdaLoRA has reached its budget; without AdaLoRA, `added`.
         by_component: {component: {"base", "added", "trainable"}}.
     """
 
     base: int
     added: int
     trainable: int
+    added_after_budget: int
     by_component: dict[str, dict[str, int]]
 
     @property
@@ -40,10 +43,15 @@ class Counts:
         return 100.0 * self.trainable / self.total if self.total else 0.0
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON; `by_component` is one number each there, base and added together, so that they sum to `total`."""
+        """For JSON; `by_component` is one number each there, base and added together, so that they sum to `total`.
+
+        `added_after_budget` is there where it differs from `added`.
+        """
+        budget = {"added_after_budget": self.added_after_budget} if self.added_after_budget != self.added else {}
         return {
             "base": self.base,
             "added": self.added,
+            **budget,
             "total": self.total,
             "trainable": self.trainable,
             "percent_trainable": self.percent_trainable,
@@ -136,7 +144,7 @@ def count(model: nn.Module) -> Counts:
         row["added" if name in added else "base"] += parameter.numel()
         row["trainable"] += parameter.numel() * parameter.requires_grad
     sums = {key: sum(row[key] for row in table.values()) for key in ("base", "added", "trainable")}
-    return Counts(**sums, by_component=table)
+    return Counts(**sums, added_after_budget=sums["added"] - freed_by_budget(model), by_component=table)
 
 
 def _trained_prefixes(model: nn.Module, train: str, train_label_embedding: bool) -> Sequence[str]:

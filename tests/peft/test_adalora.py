@@ -6,7 +6,7 @@ from torch import nn
 
 from lowrank_d2.errors import ConfigError
 from lowrank_d2.peft import AdaLoRA, LoRA, RankBudget, count, inject, load_delta, regularization, save_delta
-from lowrank_d2.peft.adalora import added_after_budget, budget_at
+from lowrank_d2.peft.adalora import budget_at
 
 NAMES = ("0", "2")
 OPTIONS = {"target_rank": 8, "tinit": 2, "tfinal": 2, "beta1": 0.9, "beta2": 0.8, "targets": NAMES}
@@ -163,7 +163,7 @@ def test_shares_of_the_training_and_counts():
     method = AdaLoRA(24, target_rank=16, tinit=0.2, tfinal=0.4)
     assert method.steps(920) == (184, 920 - 368)
     model = inject(nn.Sequential(*[nn.Linear(384, 384) for _ in range(2)]), [AdaLoRA(24, target_rank=16, targets=("0", "1"))])
-    assert count(model).added == 2 * 18_456 and added_after_budget(model) == 2 * 295_296 // 24
+    assert count(model).added == 2 * 18_456 and count(model).added_after_budget == 2 * 295_296 // 24
 
 
 def test_a_step_that_was_not_finite_is_not_observed():

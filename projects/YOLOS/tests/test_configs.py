@@ -1,7 +1,7 @@
 """The shipped configurations: sizes of the models, and Table 1 of the paper on low-rank variants of YOLOS-S."""
 import pytest
 from lowrank_d2.engine.defaults import load_config
-from lowrank_d2.engine.report import report
+from lowrank_d2.engine.report import report, table
 
 from projects.YOLOS.tests.models import CONFIGS
 
@@ -38,6 +38,15 @@ def test_table_1(name):
     counts = counts_of(name)
     assert (counts.base, counts.added, counts.total) == (30_684_768, *TABLE_1[name])
     assert counts.trainable == counts.added
+
+
+def test_the_pruned_model_of_table_1():
+    # The paper's total, 30,980,088, has 24 counters of ranks more, which are no parameters.
+    counts = counts_of("yolos_s_adalora")
+    assert counts.added_after_budget == 295_296 and counts.base + counts.added_after_budget == 30_980_064
+    assert counts.as_dict()["added_after_budget"] == 295_296
+    assert "295,296 of the added 442,944 are left" in table(counts)
+    assert "added_after_budget" not in counts_of("yolos_s_lora").as_dict()
 
 
 def test_both_heads_may_train_beside_lora():
