@@ -30,7 +30,8 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     # One row of pixels, channels last: neither the tokens nor the result move in memory.
     row = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
     y = F.conv2d(row, weight[:, :, None, None], bias)
-    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+    # Not a view for autograd, which would forbid an in-place ReLU on what a Function of its own returns.
+    return torch.ops.aten._unsafe_view(y.permute(0, 2, 3, 1).contiguous(), [*x.shape[:-1], len(weight)])
 
 
 class Linear(nn.Linear):

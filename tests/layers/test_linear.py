@@ -78,3 +78,22 @@ def test_exported_as_a_linear(two_threads):
     program = torch.export.export(layer, (torch.randn(600, 256),))
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert targets == ["aten.linear.default"]
+
+
+def test_a_function_that_returns_it_can_be_changed_in_place(two_threads):
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            return linear(x, 2 * weight)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None, grad.flatten(0, -2).t() @ x.flatten(0, -2) * 2
+
+    x, weight, _ = tensors(tokens=600)
+    assert calls_convolution(x, weight)
+    weight.requires_grad_()
+    changed = F.relu(Doubled.apply(x, weight), inplace=True)
+    gradient = torch.autograd.grad(changed.sum(), weight)[0]
+    expected = torch.autograd.grad(F.relu(F.linear(x, 2 * weight)).sum(), weight)[0]
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-3)
