@@ -8,8 +8,8 @@ from detectron2.data import transforms as T
 def size_in_multiples(height: int, width: int, short: int, longest: int, multiple: int) -> tuple[int, int]:
     """The size to which YOLOS brings an image: DETR's, with both sides rounded down to a multiple.
 
-    The short side becomes `short`; or less, where the long side would exceed `longest` and gets that instead. Fractions of
-    the long side are cut off where Detectron2 rounds to the nearest, which can make a patch of difference.
+    The short side becomes `short`; or less, where the long side would exceed `longest` and gets that instead. Fractions
+    of the long side are cut off where Detectron2 rounds to the nearest, which can make a patch of difference.
 
     Returns:
         (height, width), each at least `multiple`.

@@ -1,7 +1,7 @@
-"""Learning rates that move once an epoch, as torch's schedulers of the same names; an epoch is TEST.EVAL_PERIOD iterations.
+"""Learning rates that move once an epoch, as torch's schedulers of the same names; an epoch is TEST.EVAL_PERIOD steps.
 
-The published low-rank recipes for YOLOS use them. Detectron2's own schedules move every iteration and know no restarts and
-no plateaus.
+The published low-rank recipes for YOLOS use them. Detectron2's own schedules move every iteration and know neither
+restarts nor plateaus.
 """
 import math
 from typing import Any, Callable, Mapping, Optional
@@ -30,12 +30,12 @@ def build_epoch_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
     name, period = cfg.SOLVER.LR_SCHEDULER_NAME, cfg.TEST.EVAL_PERIOD
     if period < 1:
         raise ConfigError(
-            f"SOLVER.LR_SCHEDULER_NAME is {name!r}, which moves once an epoch, but TEST.EVAL_PERIOD is {period}. Set it to "
-            "the iterations of an epoch."
+            f"SOLVER.LR_SCHEDULER_NAME is {name!r}, which moves once an epoch, but TEST.EVAL_PERIOD is {period}. "
+            "Set it to the iterations of an epoch."
         )
     if name == PLATEAU:
         if not cfg.DATASETS.TEST:
-            raise ConfigError(f"SOLVER.LR_SCHEDULER_NAME is {name!r}, but DATASETS.TEST is empty. Name validation data.")
+            raise ConfigError(f"SOLVER.LR_SCHEDULER_NAME is {name!r}, but DATASETS.TEST is empty. Name some data.")
         node = cfg.SOLVER.PLATEAU
         return PlateauLR(optimizer, mode="max", factor=node.FACTOR, patience=node.PATIENCE)
     share = _SHARES[name](cfg.SOLVER)

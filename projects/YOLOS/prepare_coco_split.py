@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--output", type=Path, metavar="DIR", default=ANNOTATIONS, help="folder to write to (default: %(default)s)"
     )
-    result.add_argument("--seed", type=int, default=42, metavar="S", help="same seed, same images (default: %(default)s)")
+    result.add_argument("--seed", type=int, default=42, metavar="S", help="of the choice (default: %(default)s)")
     return result
 
 

@@ -56,7 +56,8 @@ def batch():
 def targets():
     """Of two images, as the criterion takes them."""
     torch.manual_seed(2)
-    return [
-        Target(torch.randint(1, 91, (count,)), torch.cat((0.3 + 0.4 * torch.rand(count, 2), 0.05 + 0.3 * torch.rand(count, 2)), 1))
-        for count in (4, 1)
-    ]
+    result = []
+    for count in (4, 1):
+        center, size = 0.3 + 0.4 * torch.rand(count, 2), 0.05 + 0.3 * torch.rand(count, 2)
+        result.append(Target(torch.randint(1, 91, (count,)), torch.cat((center, size), dim=1)))
+    return result

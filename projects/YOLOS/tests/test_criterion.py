@@ -65,6 +65,14 @@ def test_box_losses_are_divided_by_the_objects(prediction):
     assert criterion()(prediction, moved)["loss_bbox"].item() == pytest.approx(5 * 0.01, rel=1e-4)
 
 
+def test_objects_are_averaged_over_the_processes(prediction, targets, monkeypatch):
+    alone = criterion()(prediction, targets)  # 5 objects
+    monkeypatch.setattr("detectron2.utils.comm.all_gather", lambda count: [count, 15])
+    together = criterion()(prediction, targets)
+    for name, share in (("loss_bbox", 2), ("loss_giou", 2), ("loss_ce", 1)):
+        assert together[name].item() == pytest.approx(alone[name].item() / share, rel=1e-6)
+
+
 def test_no_object_at_all_divides_by_one(prediction):
     empty = [Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))] * 2
     losses = criterion()(prediction, empty)

@@ -33,7 +33,8 @@ def test_cocos_labels_are_those_of_detectron2s_metadata():
 
 
 def test_boxes_scores_and_classes_of_an_image():
-    result = decode(logits_of([(1, 0.6), (2, 0.9)]), TWO, torch.tensor([3, 2, 1, 0]), (50, 100), (50, 100), DecodeOptions())
+    logits, classes = logits_of([(1, 0.6), (2, 0.9)]), torch.tensor([3, 2, 1, 0])
+    result = decode(logits, TWO, classes, (50, 100), (50, 100), DecodeOptions())
     torch.testing.assert_close(result.scores, torch.tensor([0.9, 0.6]))
     assert result.pred_classes.tolist() == [1, 2] and result.image_size == (50, 100)
     torch.testing.assert_close(result.pred_boxes.tensor, torch.tensor([[12.0, 5, 52, 25], [10, 5, 50, 25]]))

@@ -68,7 +68,8 @@ def test_a_longer_run_goes_on_learning(tmp_path, files, recipe):
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"adapter"}))
 def test_low_rank_tensors_alone_learn_a_batch(files, batch, name):
     torch.manual_seed(0)
-    model = build_model(load_config(files("full"), [*SHORT, "MODEL.PEFT.TRAIN", "all", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "80"]))
+    words = [*SHORT, "MODEL.PEFT.TRAIN", "all", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "80"]
+    model = build_model(load_config(files("full"), words))
     with torch.no_grad():  # heads that say something about the tokens
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

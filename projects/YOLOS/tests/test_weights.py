@@ -1,4 +1,4 @@
-"""Checkpoints of the authors, of transformers and of ImageNet classifiers, through the checkpointers that users have."""
+"""Checkpoints of the authors, of transformers and of ImageNet classifiers, through both checkpointers."""
 import logging
 
 import pytest
@@ -45,8 +45,10 @@ def test_the_names_of_transformers_and_back(model):
     ours = model.state_dict()
     theirs = to_transformers(ours)
     # q, k and v of 3 blocks stand apart there: 6 more tensors of weights, 6 more of biases.
-    assert len(theirs) == len(ours) + 12 and all(name.startswith(("vit.", "class_labels", "bbox_pred")) for name in theirs)
-    assert torch.equal(theirs["vit.encoder.layer.1.attention.attention.key.weight"], ours["backbone.blocks.1.attn.qkv.weight"][24:48])
+    assert len(theirs) == len(ours) + 12
+    assert all(name.startswith(("vit.", "class_labels_classifier.", "bbox_predictor.")) for name in theirs)
+    key = theirs["vit.encoder.layer.1.attention.attention.key.weight"]
+    assert torch.equal(key, ours["backbone.blocks.1.attn.qkv.weight"][24:48])
     back = from_transformers(theirs)
     assert back.keys() == ours.keys() and all(torch.equal(back[name], ours[name]) for name in ours)
 
@@ -62,17 +64,18 @@ def test_transformers_files_say_which_eps_they_mean(tmp_path, small_config, mode
     assert "LAYER_NORM_EPS" not in caplog.text
 
 
-def test_other_classes_are_initialised_anew_and_named(tmp_path, small_config, model, caplog):
-    torch.save({"model": model.state_dict()}, tmp_path / "w.pth")
-    theirs = to_transformers(model.state_dict())
-    for load in (lambda m: LowRankCheckpointer(m).load(str(tmp_path / "w.pth")), lambda m: m.load_state_dict(theirs, strict=False)):
-        other = fresh(small_config, {"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3})
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            load(other)
-        assert other.class_embed.layers[2].weight.shape == (4, 24)
-        assert torch.equal(other.class_embed.layers[1].weight, model.class_embed.layers[1].weight)
-        assert "class_embed.layers.2.weight" in caplog.text and "class_embed.layers.1" not in caplog.text
+@pytest.mark.parametrize("form", ["file", "transformers"])
+def test_other_classes_are_initialised_anew_and_named(tmp_path, small_config, model, caplog, form):
+    other = fresh(small_config, {"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3})
+    with caplog.at_level(logging.WARNING):
+        if form == "file":
+            torch.save({"model": model.state_dict()}, tmp_path / "w.pth")
+            LowRankCheckpointer(other).load(str(tmp_path / "w.pth"))
+        else:
+            other.load_state_dict(to_transformers(model.state_dict()), strict=False)
+    assert other.class_embed.layers[2].weight.shape == (4, 24)
+    assert torch.equal(other.class_embed.layers[1].weight, model.class_embed.layers[1].weight)
+    assert "class_embed.layers.2.weight" in caplog.text and "class_embed.layers.1" not in caplog.text
 
 
 @pytest.mark.parametrize("changes, key", [

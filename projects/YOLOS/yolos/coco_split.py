@@ -1,7 +1,8 @@
 """3,000 images of COCO val2017 for training, validation and test, with every category in each of the three.
 
-The paper on low-rank variants of YOLOS-S shuffles, takes 3,000 images, 70 % of them to train, and of these 30 % to validate. Its
-choice is not published. Plain shuffling loses a class of eight images in a part in every third to sixth case.
+The paper on low-rank variants of YOLOS-S shuffles, takes 3,000 images, 70 % of them to train, and of these 30 % to
+validate. Its choice is not published. Plain shuffling would leave a class of eight images out of a part in every third
+to sixth case.
 """
 import hashlib
 import json
@@ -25,8 +26,8 @@ PREFIX = "coco_val3000"
 def split_images(content: Mapping[str, Any], sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
     """Draws disjoint parts of a COCO file, each with all categories; the same arguments give the same parts.
 
-    Rare categories are served first: each part that lacks one gets the first image of the shuffled list that has it. Then
-    the parts are filled in the shuffled order, and shuffled.
+    Rare categories are served first: each part that lacks one gets the first image of the shuffled list that has it.
+    Then the parts are filled in the shuffled order, and shuffled.
 
     Args:
         content: of an instances json. Crowds and boxes without area do not count as objects.
@@ -42,7 +43,8 @@ def split_images(content: Mapping[str, Any], sizes: Mapping[str, int], seed: int
     shuffling = random.Random(seed)  # Python's generator keeps its sequence from version to version
     shuffling.shuffle(order)
     if sum(sizes.values()) > len(order):
-        raise DataError(f"The file has {len(order)} images, fewer than the {sum(sizes.values())} wanted. Take val2017 as a whole.")
+        wanted = sum(sizes.values())
+        raise DataError(f"The file has {len(order)} images, fewer than the {wanted} wanted. Take val2017 as a whole.")
     images = _images_by_category(content)
     parts: dict[str, list[int]] = {name: [] for name in sizes}
     used: set[int] = set()
@@ -53,8 +55,8 @@ def split_images(content: Mapping[str, Any], sizes: Mapping[str, int], seed: int
                 found = next((image for image in candidates if image not in used), None)
                 if found is None or len(part) == sizes[name]:
                     raise DataError(
-                        f"{category['name']!r} is in {len(candidates)} images, which cannot serve {', '.join(sizes)} with the seed "
-                        f"{seed}. Choose another seed, or larger parts."
+                        f"{category['name']!r} is in {len(candidates)} images, which cannot serve {', '.join(sizes)} "
+                        f"with the seed {seed}. Choose another seed, or larger parts."
                     )
                 part.append(found)
                 used.add(found)
@@ -87,7 +89,8 @@ def write_split(source: Path, folder: Path, seed: int, sizes: Mapping[str, int] 
         content = json.loads(text)
         parts = split_images(content, sizes, seed)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{source} cannot be read as COCO annotations: {error!r}. Name instances_val2017.json.") from error
+        what = f"{source} cannot be read as COCO annotations: {error!r}"
+        raise DataError(f"{what}. Name instances_val2017.json.") from error
     written = []
     for name, image_ids in parts.items():
         written.append(folder / f"val3000_{name}.json")

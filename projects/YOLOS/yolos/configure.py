@@ -1,5 +1,5 @@
 """What a YOLOS config means: checks before anything is built, then the parts of the model."""
-from typing import Any, Sequence
+from typing import Any, Optional, Sequence
 
 from detectron2.config import CfgNode
 
@@ -39,7 +39,7 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
             patch_size=node.PATCH_SIZE,
             num_det_tokens=node.NUM_DET_TOKENS,
             initial_grid=_grid("INITIAL_POSITION_SIZE", node.INITIAL_POSITION_SIZE, node.PATCH_SIZE),
-            mid_grid=_grid("MID_POSITION_SIZE", node.MID_POSITION_SIZE, node.PATCH_SIZE) if node.MID_POSITION_SIZE else None,
+            mid_grid=_grid("MID_POSITION_SIZE", node.MID_POSITION_SIZE, node.PATCH_SIZE),
             norm_eps=node.LAYER_NORM_EPS,
         ),
         "embed_dim": node.EMBED_DIM,
@@ -73,7 +73,9 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def _grid(key: str, size: Sequence[int], patch_size: int) -> Grid:
+def _grid(key: str, size: Sequence[int], patch_size: int) -> Optional[Grid]:
+    if key == "MID_POSITION_SIZE" and not size:
+        return None
     if len(size) != 2 or not all(isinstance(side, int) and side >= patch_size for side in size):
         raise ConfigError(
             f"MODEL.YOLOS.{key} is {list(size)}; it must be [height, width] in pixels, each at least {patch_size}."
@@ -84,12 +86,13 @@ def _grid(key: str, size: Sequence[int], patch_size: int) -> Grid:
 def _check(node: CfgNode) -> None:
     if node.EMBED_DIM % node.NUM_HEADS:
         raise ConfigError(
-            f"MODEL.YOLOS.EMBED_DIM is {node.EMBED_DIM}, which {node.NUM_HEADS} heads cannot share. Change EMBED_DIM or "
-            "NUM_HEADS."
+            f"MODEL.YOLOS.EMBED_DIM is {node.EMBED_DIM}, which {node.NUM_HEADS} heads cannot share. Change EMBED_DIM "
+            "or NUM_HEADS."
         )
-    for key, value, allowed in (("DUPLICATES", node.TEST.DUPLICATES, DUPLICATES), ("WBF_SCORE", node.TEST.WBF_SCORE, WBF_SCORES)):
-        if value not in allowed:
-            raise ConfigError(f"MODEL.YOLOS.TEST.{key} is {value!r}. Use one of {', '.join(map(repr, allowed))}.")
+    for key, allowed in (("DUPLICATES", DUPLICATES), ("WBF_SCORE", WBF_SCORES)):
+        if node.TEST[key] not in allowed:
+            listed = ", ".join(map(repr, allowed))
+            raise ConfigError(f"MODEL.YOLOS.TEST.{key} is {node.TEST[key]!r}. Use one of {listed}.")
     for key in ("DEPTH", "NUM_DET_TOKENS", "MLP_DIM", "PATCH_SIZE"):
         if node[key] < 1:
             raise ConfigError(f"MODEL.YOLOS.{key} is {node[key]}. Use an integer of 1 or more.")

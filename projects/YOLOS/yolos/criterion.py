@@ -85,8 +85,8 @@ class YOLOSCriterion:
 def softmax_focal_loss(logits: Tensor, labels: Tensor, weight: Tensor, gamma: float) -> Tensor:
     """Cross entropy in which a token counts by weight[label] (1 - p[label])^gamma, divided by the sum of the weights.
 
-    The paper on low-rank variants of YOLOS-S trains with "focal loss" and gives no form. Here gamma 0 is exactly torch's
-    weighted cross entropy, and the division is the same for every gamma.
+    The paper on low-rank variants of YOLOS-S trains with "focal loss" and gives no form. Here gamma 0 is exactly
+    torch's weighted cross entropy, and the division is the same for every gamma.
 
     Args:
         logits: (..., C).

@@ -1,4 +1,4 @@
-"""Which logit stands for which class: published weights count by COCO's category ids, Detectron2 from 0 without gaps."""
+"""Which logit stands for which class: published weights count as COCO does, Detectron2 from 0 without gaps."""
 
 COCO_UNUSED_IDS = frozenset((0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 COCO_NUM_LABELS = 91  # the largest category id, and one

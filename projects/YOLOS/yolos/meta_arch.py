@@ -131,9 +131,9 @@ class YOLOS(nn.Module):
         return ("qkv[q,v]",)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay leaves alone: the backbone's vectors, its tokens, the first positions.
+        """Names of the parameters that weight decay leaves alone: the backbone's vectors, tokens and first positions.
 
-        As the original: the positions between the blocks and all of the heads do decay.
+        As in the original, the positions between the blocks and all of the heads do decay.
         """
         exempt = {"backbone.pos_embed", "backbone.cls_token", "backbone.det_token"}
         return exempt | {name for name, parameter in self.backbone.named_parameters("backbone") if parameter.dim() == 1}

@@ -51,7 +51,7 @@ class DetectionViT(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, norm_eps)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) normalised -> (N, num_det_tokens, embed_dim); H % patch_size rows and as many columns are cut."""
+        """(N, 3, H, W) normalised -> (N, num_det_tokens, embed_dim); rows and columns that fill no patch are cut."""
         grid = grid_of(*images.shape[-2:], self.patch_size)
         patches = self.patch_embed(images)
         ends = (token.expand(len(images), -1, -1) for token in (self.cls_token, self.det_token))
@@ -71,7 +71,7 @@ class DetectionViT(nn.Module):
         return resize_positions(self.mid_pos_embed, self.mid_grid, grid, self.num_det_tokens)
 
     def _length(self, grid: Grid) -> int:
-        # A product of floors: the original counts H * W // 256 tokens, which at 800 x 1333 are more than there are patches.
+        # A product of floors: the original counts H * W // 256 tokens, at 800 x 1333 more than there are patches.
         return 1 + grid[0] * grid[1] + self.num_det_tokens
 
 

@@ -130,8 +130,8 @@ def check_loaded(tensors: dict[str, Tensor], expected: Mapping[str, Sequence[int
     surplus = [name for name in tensors if name not in expected and _is_ours(name)]
     if surplus:
         raise CheckpointError(
-            f"The checkpoint is of a larger YOLOS: {len(surplus)} tensors, first {surplus[0]}, have no place in the model. "
-            + _advice(surplus[0])
+            f"The checkpoint is of a larger YOLOS: {len(surplus)} tensors, first {surplus[0]}, have no place in the "
+            "model. " + _advice(surplus[0])
         )
     for name in wrong:
         del tensors[name]
