@@ -1,10 +1,12 @@
 #!/usr/bin/env python
-"""Speed and memory, as ratios that travel between machines: `benchmark.py mask_dino`, `benchmark.py ms_deform_attn`."""
+"""Speed and memory, as ratios that travel between machines: `benchmark.py mask_dino`, `... ms_deform_attn`, `... lowrank`."""
 import argparse
 import sys
 from pathlib import Path
 
-from lowrank_d2.engine.benchmark import mask_dino, ms_deform_attn
+from tabulate import tabulate
+
+from lowrank_d2.engine.benchmark import lowrank, mask_dino, ms_deform_attn
 from lowrank_d2.engine.defaults import run_tool, tool_parser
 
 R50 = Path(__file__).resolve().parents[1] / "configs" / "mask_dino" / "maskdino_R50.yaml"
@@ -24,6 +26,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", default="float32", choices=DTYPES, help="default: %(default)s")
     command.set_defaults(measure=lambda args: ms_deform_attn.run(args.device, args.dtype))
 
+    command = commands.add_parser("lowrank", help="low-rank methods against the frozen layer and against peft")
+    command.add_argument("--threads", type=int, default=2, help="1: CPU time, unmoved by other load (default: %(default)s)")
+    command.add_argument("--seconds", type=float, default=3.0, help="about how long a size is repeated (default: %(default)s)")
+    command.set_defaults(measure=lambda args: lowrank.run(args.threads, seconds=args.seconds))
+
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
     return result
@@ -41,6 +48,8 @@ def print_table(result: dict, indent: str = "") -> None:
         if isinstance(value, dict):
             print(f"{indent}{name}")
             print_table(value, indent + "  ")
+        elif isinstance(value, list):
+            print(tabulate(value, headers="keys"), end="\n\n")
         else:
             print(f"{indent}{name:<{24 - len(indent)}}{value}")
 
