@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
+from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -93,6 +94,17 @@ def test_registering_again_is_silent_and_a_strangers_name_is_not():
 def test_an_unknown_name_gets_its_neighbours():
     with pytest.raises(ConfigError, match="ndd20_train"):
         load("ndd20_trian")
+
+
+def test_the_missing_files_of_another_dataset_are_named(tmp_path):
+    name = "somebody_elses"
+    register_coco_instances(name, {}, str(tmp_path / "absent.json"), str(tmp_path))
+    try:
+        with pytest.raises(DataError, match=r"absent\.json is missing \(\$DETECTRON2_DATASETS is"):
+            load(name)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "empty", "part"])

@@ -64,6 +64,7 @@ def load(name: str) -> CocoData:
 
     Raises:
         ConfigError: no dataset of that name.
+        DataError: the files of somebody else's dataset are not there.
     """
     if name not in DatasetCatalog.list():
         near = get_close_matches(name, DatasetCatalog.list(), 3, 0.4)
@@ -73,7 +74,11 @@ def load(name: str) -> CocoData:
     entry = DatasetCatalog[name]
     if isinstance(entry, Source):
         return entry.read()
-    records = entry()
+    try:
+        records = entry()
+    except FileNotFoundError as error:
+        where = f"${VARIABLE} is {os.environ.get(VARIABLE, 'datasets')!r}"
+        raise DataError(f"{error.filename} is missing ({where}). Put it there, or set the variable.") from error
     classes = list(MetadataCatalog.get(name).get("thing_classes", []))
     return CocoData(records, classes, list(range(len(classes))), Report(name))
 
