@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from lowrank_d2.layers.ms_deform_attn.backend import has_kernel
+from lowrank_d2.layers.ms_deform_attn.export import exported
 from lowrank_d2.layers.ms_deform_attn.torch_impl import ms_deform_attn_torch
 
 
@@ -14,7 +15,8 @@ def ms_deform_attn(
     """Weighted sum of bilinear samples of L feature maps, for every query and head.
 
     The compiled kernels compute in float32, for float64 values in float64, and give the same bits for any number of
-    threads. Under torch.export and tracing the result is a graph of PyTorch's own operators.
+    threads. Under torch.export and tracing the result is a graph of PyTorch's own operators, in a form that
+    `lowrank_d2.layers.ms_deform_attn.export` lets you choose.
 
     Args:
         value: (N, S, M, D), the maps flattened row by row and laid end to end; M heads of D channels.
@@ -30,7 +32,9 @@ def ms_deform_attn(
         ValueError: the shapes do not belong together.
     """
     _check(value, spatial_shapes, sampling_locations, attention_weights)
-    if not _compiled(value):
+    if _exporting():
+        return exported(value, spatial_shapes, sampling_locations, attention_weights)
+    if not has_kernel(value.device.type):
         return ms_deform_attn_torch(value, spatial_shapes, sampling_locations, attention_weights)
     computed = torch.promote_types(value.dtype, torch.float32)
     if attention_weights.dtype != value.dtype:
@@ -72,7 +76,7 @@ def ms_deform_attn_from_offsets(
         )
     computed = torch.promote_types(value.dtype, torch.float32)
     learns_reference = reference.requires_grad and torch.is_grad_enabled()  # which the compiled form does not
-    if learns_reference or not _compiled(value):
+    if learns_reference or _exporting() or not has_kernel(value.device.type):
         locations = _locations(reference.to(computed), offsets.to(computed), spatial_shapes)
         weights = logits.to(computed).flatten(-2).softmax(-1).view_as(logits)
         return ms_deform_attn(value, spatial_shapes, locations, weights)
@@ -84,7 +88,10 @@ def _locations(reference: Tensor, offsets: Tensor, spatial_shapes: Sequence[tupl
     """(N or 1, Q, L or 1, 2 or 4) and (N, Q, M, L, P, 2) -> (N, Q, M, L, P, 2), fractions of a map."""
     reference = reference[:, :, None, :, None]  # (N or 1, Q, 1, L or 1, 1, 2 or 4)
     if reference.shape[-1] == 2:
-        return reference + offsets / offsets.new_tensor([(w, h) for h, w in spatial_shapes])[:, None]
+        # Level by level: a tensor of the sizes would be a constant of an exported model.
+        levels = zip(spatial_shapes, offsets.unbind(3))
+        scaled = [torch.stack((o[..., 0] / width, o[..., 1] / height), dim=-1) for (height, width), o in levels]
+        return reference + torch.stack(scaled, dim=3)
     return reference[..., :2] + offsets / offsets.shape[-2] * reference[..., 2:] * 0.5
 
 
@@ -100,7 +107,5 @@ def _check(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], places: Ten
         )
 
 
-def _compiled(value: Tensor) -> bool:
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        return False
-    return has_kernel(value.device.type)
+def _exporting() -> bool:
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()

@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lowrank_d2.errors import ConfigError
-from lowrank_d2.layers.ms_deform_attn import ms_deform_attn
+from lowrank_d2.layers.ms_deform_attn import ms_deform_attn, ms_deform_attn_from_offsets
 from lowrank_d2.layers.ms_deform_attn.export import by_gather, export_form
 from lowrank_d2.layers.ms_deform_attn.torch_impl import by_grid_sample
 
@@ -18,8 +18,9 @@ HEADS, CHANNELS, POINTS = 4, 8, 4
 class Reader(nn.Module):
     """Queries read two maps, as in a detector's encoder."""
 
-    def __init__(self):
+    def __init__(self, fused=False):
         super().__init__()
+        self.fused = fused
         torch.manual_seed(0)
         self.value = nn.Linear(32, HEADS * CHANNELS)
         self.offsets = nn.Linear(32, HEADS * 2 * POINTS * 2)
@@ -29,10 +30,11 @@ class Reader(nn.Module):
         shapes = [(x.shape[2], x.shape[3]) for x in (fine, coarse)]
         value = self.value(torch.cat([x.flatten(2).transpose(1, 2) for x in (fine, coarse)], dim=1))
         offsets = self.offsets(query).unflatten(-1, (HEADS, 2, POINTS, 2))
-        weights = self.weights(query).unflatten(-1, (HEADS, -1)).softmax(-1).unflatten(-1, (2, POINTS))
-        return ms_deform_attn(
-            value.unflatten(-1, (HEADS, -1)), shapes, reference[:, :, None, None, None] + offsets, weights
-        )
+        value, logits = value.unflatten(-1, (HEADS, -1)), self.weights(query).unflatten(-1, (HEADS, 2, POINTS))
+        if self.fused:
+            return ms_deform_attn_from_offsets(value, shapes, reference, 8 * offsets, logits)
+        weights = logits.flatten(-2).softmax(-1).view_as(logits)
+        return ms_deform_attn(value, shapes, reference[:, :, None, None, None] + offsets, weights)
 
 
 def inputs(height, width, queries):
@@ -53,13 +55,13 @@ def onnx_model(form, opset):
     return program.model_proto
 
 
-def agree(model: bytes):
+def agree(model: bytes, fused=False):
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is needed to run what was exported")
     session = runtime.InferenceSession(model, providers=["CPUExecutionProvider"])
     for size in ((12, 10, 7), (20, 15, 30), (33, 47, 1)):
         values = inputs(*size)
         out = session.run(None, {put.name: x.numpy() for put, x in zip(session.get_inputs(), values)})[0]
-        assert_close(torch.from_numpy(out), Reader()(*values), rtol=0, atol=1e-5)
+        assert_close(torch.from_numpy(out), Reader(fused)(*values), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -87,18 +89,18 @@ def test_onnxruntime_agrees_at_every_size(form, opset, operator):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["grid_sample", "gather"])
+@pytest.mark.parametrize("form, fused", [("grid_sample", False), ("gather", False), ("grid_sample", True)])
 @pytest.mark.filterwarnings("ignore")
-def test_the_exporter_by_tracing_works_too(form):
+def test_the_exporter_by_tracing_works_too(form, fused):
     pytest.importorskip("onnx", reason="onnx is needed to export")
     file, names = io.BytesIO(), ["fine", "coarse", "query", "reference"]
     axes = {"fine": {2: "h", 3: "w"}, "coarse": {2: "h2", 3: "w2"}, "query": {1: "q"}, "reference": {1: "q"}}
     with export_form(form), torch.no_grad():
         example = inputs(12, 10, 7)
         torch.onnx.export(
-            Reader().eval(), example, file, dynamo=False, opset_version=16, input_names=names, dynamic_axes=axes
+            Reader(fused).eval(), example, file, dynamo=False, opset_version=16, input_names=names, dynamic_axes=axes
         )
-    agree(file.getvalue())
+    agree(file.getvalue(), fused)
 
 
 def test_tensorrt_finds_one_node_with_its_inputs_in_order():
@@ -116,17 +118,17 @@ def test_tensorrt_finds_one_node_with_its_inputs_in_order():
     assert "GridSample" not in {node.op_type for node in model.graph.node}
 
 
-@pytest.mark.parametrize("form", ["grid_sample", "gather"])
-def test_an_exported_program_has_no_operator_of_ours(form):
+@pytest.mark.parametrize("form, fused", [("grid_sample", False), ("gather", False), ("grid_sample", True)])
+def test_an_exported_program_has_no_operator_of_ours(form, fused):
     free = torch.export.Dim.DYNAMIC
     shapes = ({2: free, 3: free}, {2: free, 3: free}, {1: free}, {1: free})
     with export_form(form):
-        program = torch.export.export(Reader().eval(), inputs(12, 10, 7), dynamic_shapes=shapes)
+        program = torch.export.export(Reader(fused).eval(), inputs(12, 10, 7), dynamic_shapes=shapes)
     calls = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert not [call for call in calls if "lowrank_d2" in call]
     assert any("grid_sampler" in call for call in calls) == (form == "grid_sample")
     values = inputs(9, 16, 5)
-    assert_close(program.module()(*values), Reader()(*values), rtol=0, atol=1e-5)
+    assert_close(program.module()(*values), Reader(fused)(*values), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shapes", [((6, 5), (3, 4)), ((1, 7), (4, 1)), ((4, 4), (0, 3))], ids=str)

@@ -198,7 +198,7 @@ ThreeTensors backward_as(const Tensor& given_grad_out, const Tensor& value, cons
     grad.weights = grad_weights.mutable_data_ptr();
     grad.attention = static_cast<A*>(attention.mutable_data_ptr());
   }
-  const bool sorted = for_value && deterministic();
+  const bool sorted = for_value && value.numel() > 0 && deterministic();
   if (sorted) grad_value = sorted_value_gradient(call, grad.out, device.stream);
   if (for_value && !sorted) {
     grad_value = torch::stable::new_zeros(value, value.sizes(), TYPE<A>);
