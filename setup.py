@@ -1,6 +1,8 @@
 """Package metadata. `detectron2` is deliberately no requirement: registries may hold a stranger's package of that name."""
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Distribution, find_packages, setup
 from setuptools.command.build_py import build_py
@@ -36,16 +38,16 @@ TEST = [
 ]
 
 
+def load_builders():
+    """build.py and build_cuda.py of the operator, in empty packages: what the real ones import may not be installed yet."""
+    for depth in range(len(OPERATOR.parts)):
+        parts = OPERATOR.parts[: depth + 1]
+        package = sys.modules[".".join(parts)] = ModuleType(".".join(parts))
+        package.__path__ = [str(Path(__file__).parent.joinpath(*parts))]
+    return [importlib.import_module(f"{package.__name__}.{name}") for name in ("build", "build_cuda")]
 
-def load_builder():
-    """build.py of the operator, without the package around it, whose requirements may not be installed yet."""
-    spec = importlib.util.spec_from_file_location("build_operator", Path(__file__).parent / OPERATOR / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
-
-builder = load_builder()
+builder, cuda_builder = load_builders()
 
 
 class WithOperator(Distribution):
@@ -62,10 +64,11 @@ class BuildWithOperator(build_py):
         super().run()
         if self.editable_mode:
             return
-        try:
-            print(f"compiled {builder.build(Path(self.build_lib) / OPERATOR)}")
-        except builder.BuildError as error:
-            print(f"the operator is not compiled now: {error}")
+        for recipe in (builder, cuda_builder) if cuda_builder.torch_has_cuda() else (builder,):
+            try:
+                print(f"compiled {recipe.build(Path(self.build_lib) / OPERATOR)}")
+            except builder.BuildError as error:
+                print(f"{recipe.LIBRARY} is not compiled now: {error}")
 
 
 setup(

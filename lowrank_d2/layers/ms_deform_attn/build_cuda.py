@@ -1,5 +1,7 @@
 """Compiles the operator for CUDA, with the nvcc that is found; as `build` does for the CPU, and with the same functions.
 
+Like it without an import of torch, for setup.py.
+
 PyTorch's own machinery for extensions is not asked: it needs a PyTorch with CUDA of nvcc's version. The library carries its
 CUDA runtime with it and runs on every driver that knows nvcc's version.
 """
@@ -35,6 +37,12 @@ def obstacle() -> str | None:
     if compiler() is None:
         return "nvcc was not found (install NVIDIA's CUDA toolkit, or put its nvcc on the PATH)"
     return cpu.obstacle()
+
+
+def torch_has_cuda() -> bool:
+    """Whether the PyTorch here could use the library."""
+    folder = cpu.torch_folder()
+    return folder is not None and (folder / "lib" / "libtorch_cuda.so").exists()
 
 
 def fingerprint() -> str:
