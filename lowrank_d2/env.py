@@ -1,9 +1,8 @@
 """`python -m lowrank_d2.env`: versions, the Detectron2 runtime, the deformable attention operator in use and why."""
 import importlib.metadata
 import platform
-import shutil
 from pathlib import Path
-from typing import Dict
+from typing import Callable, Dict
 
 import detectron2
 import torch
@@ -11,7 +10,7 @@ from tabulate import tabulate
 
 import lowrank_d2
 from lowrank_d2.errors import LowRankError
-from lowrank_d2.layers.ms_deform_attn import backend, build
+from lowrank_d2.layers.ms_deform_attn import backend, build, build_cuda
 
 _LIBRARIES = ("numpy", "scipy", "fvcore", "iopath", "pycocotools", "cityscapesScripts", "safetensors", "torchvision")
 
@@ -24,7 +23,8 @@ def collect() -> Dict[str, str]:
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "GPU": _gpus(),
         "detectron2": f"{detectron2.__version__} ({runtime()}) in {Path(detectron2.__file__).parent}",
-        "ms_deform_attn": operator(),
+        "ms_deform_attn": operator(backend.current),
+        "ms_deform_attn_cuda": operator(backend.current_on_cuda),
         "compilers": compilers(),
     }
     facts.update({name: _version(name) for name in _LIBRARIES})
@@ -36,10 +36,10 @@ def runtime() -> str:
     return getattr(detectron2, "__runtime__", "real")
 
 
-def operator() -> str:
-    """The back end of multi-scale deformable attention on the CPU, and why it is this one; compiles it where needed."""
+def operator(current: Callable[[], backend.Backend]) -> str:
+    """The back end of multi-scale deformable attention, and why it is this one; compiles it where needed."""
     try:
-        chosen = backend.current()
+        chosen = current()
     except LowRankError as error:
         return f"none: {error}"
     instructions = chosen.instruction_set()
@@ -48,7 +48,7 @@ def operator() -> str:
 
 def compilers() -> str:
     """What would compile the operator."""
-    found = {"C++": build.compiler(), "nvcc": shutil.which("nvcc")}
+    found = {"C++": build.compiler(), "nvcc": build_cuda.compiler()}
     return ", ".join(f"{name} {path or 'none'}" for name, path in found.items())
 
 

@@ -16,13 +16,15 @@ def test_the_report_names_versions_runtime_and_operator():
     assert torch.__version__ in lines["torch"] and detectron2.__version__ in lines["detectron2"]
     assert f"({env.runtime()})" in lines["detectron2"]
     assert lines["ms_deform_attn"] == "torch: LOWRANK_D2_OPS=torch asks for it"
+    on_cuda = lines["ms_deform_attn"] if torch.cuda.is_available() else "torch: PyTorch sees no GPU"
+    assert lines["ms_deform_attn_cuda"] == on_cuda
     assert lines["compilers"].startswith("C++ ") and ", nvcc " in lines["compilers"]
 
 
 def test_a_wrong_choice_of_the_operator_is_reported_not_raised(monkeypatch):
     monkeypatch.setenv("LOWRANK_D2_OPS", "fastest")
     monkeypatch.setattr(env.backend, "current", env.backend.current.__wrapped__)
-    assert env.operator() == "none: LOWRANK_D2_OPS is 'fastest'. Set it to prebuilt, jit or torch, or unset it."
+    assert env.operator(env.backend.current) == "none: LOWRANK_D2_OPS is 'fastest'. Set it to prebuilt, jit or torch, or unset it."
 
 
 def test_the_runtime_is_told_by_detectron2(monkeypatch):

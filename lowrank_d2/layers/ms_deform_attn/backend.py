@@ -44,10 +44,10 @@ class Backend:
     library: Optional[Path] = None
 
     def instruction_set(self) -> Optional[str]:
-        """What the compiled kernels use on this machine: avx512, avx2 or baseline."""
-        if self.library is None:
+        """What the compiled kernels for the CPU use on this machine: avx512, avx2 or baseline."""
+        name = getattr(_symbols(self.library), "lowrank_d2_instruction_set", None) if self.library else None
+        if name is None:
             return None
-        name = _symbols(self.library).lowrank_d2_instruction_set
         name.restype = ctypes.c_char_p
         return name().decode()
 
