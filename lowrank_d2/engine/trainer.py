@@ -26,6 +26,7 @@ from lowrank_d2.engine.data_loader import PositionedDataset, build_train_loader,
 from lowrank_d2.engine.defaults import check_device, prepare_output_dir
 from lowrank_d2.engine.evaluators import build_evaluator, verify_expected
 from lowrank_d2.engine.interrupt import Interrupted, SignalGuard
+from lowrank_d2.engine.memory import keep_freed_memory
 from lowrank_d2.errors import ConfigError, LowRankError, TrainingError
 from lowrank_d2.files import write_text
 from lowrank_d2.modeling.delta_file import with_local_delta
@@ -67,6 +68,8 @@ class LowRankTrainer(DefaultTrainer):
             torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
 
         self.device = torch.device(cfg.MODEL.DEVICE)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.model = _distributed(self.build_model(cfg))
         self.optimizer = self.build_optimizer(cfg, self.model)
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
@@ -216,7 +219,9 @@ class LowRankTrainer(DefaultTrainer):
         records = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=True)
         share = range(comm.get_rank(), len(records), comm.get_world_size())
         size = max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1)
-        places = [[(index, index) for index in share[start:start + size]] for start in range(0, len(share), size)]
+        steps = math.ceil(len(records) / (size * comm.get_world_size()))  # as many everywhere: losses ask all processes
+        batches = [[(index, index) for index in share[size * step:size * (step + 1)]] for step in range(steps)]
+        places = [batch or [(0, 0)] for batch in batches]
         dataset = PositionedDataset(records, self.build_validation_mapper(cfg), cfg.SEED)
         self.train_mode()
         for module in self.model.modules():
@@ -224,8 +229,9 @@ class LowRankTrainer(DefaultTrainer):
                 module.eval()
         torch.manual_seed(cfg.SEED)
         total = 0.0
-        for batch in loader_of(dataset, places, cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TIMEOUT):
-            total += len(batch) * float(sum(self._forward(self.bare_model, batch).values()))
+        loader = loader_of(dataset, places, cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TIMEOUT)
+        for mine, batch in zip(batches, loader):
+            total += len(mine) * float(sum(self._forward(self.bare_model, batch).values()))
         return sum(comm.all_gather(total)) / max(len(records), 1)
 
     def _over(self) -> bool:

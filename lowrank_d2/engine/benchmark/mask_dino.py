@@ -9,6 +9,7 @@ from torch import nn
 
 from lowrank_d2.engine.benchmark.measure import best_seconds, in_fresh_process, peak_mb, seconds
 from lowrank_d2.engine.defaults import load_config
+from lowrank_d2.engine.memory import keep_freed_memory
 
 SIZE, BATCH, INSTANCES, CLASSES = 512, 2, 5, 4
 # As the paper's authors train each: the label embedding of the denoising queries is trained with the full head alone.
@@ -56,6 +57,7 @@ def _inference(config_files: list[str], rounds: int) -> dict:
 
 
 def _training(config_files: list[str], kind: str, rounds: int) -> dict:
+    keep_freed_memory()  # as the trainer does
     model = _model(config_files, TRAINING[kind]).train()
     inputs = [{"image": _image(), "instances": _instances()} for _ in range(BATCH)]
     images = torch.stack([x["image"].float() for x in inputs])
