@@ -1,10 +1,11 @@
-"""Weights for others: a merged checkpoint from a base and its delta, and files under the original's names."""
+"""Weights for and from others: merged checkpoints, files under the original's names, deltas from the adapter fork."""
 import json
 from pathlib import Path
-from typing import Callable, Mapping, Optional
+from typing import Callable, Mapping, Optional, Sequence
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,16 +15,18 @@ from lowrank_d2.errors import CheckpointError, ConfigError
 from lowrank_d2.files import PathLike, replacing
 from lowrank_d2.modeling.delta_file import local_delta
 from lowrank_d2.modeling.maskdino import weights as maskdino
-from lowrank_d2.peft import DeltaHeader, merge, read_header
+from lowrank_d2.modeling.maskdino.fork import load_tuned
+from lowrank_d2.peft import DeltaHeader, merge, read_header, save_delta
 from lowrank_d2.peft.delta import MARKER
 
-# What `--to` can name -> a function from our state dict to that format's.
+
 def _to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our names, whichever they had; without the batch counters that only a batch norm in training knows."""
     ours = maskdino.from_upstream(tensors) if maskdino.is_upstream(tensors) else tensors
     return {name: tensor for name, tensor in ours.items() if not name.endswith(".num_batches_tracked")}
 
 
+# Names of `convert_weights` -> a function from our state dict, or the original's, to that format's.
 FORMATS: Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
     "maskdino": maskdino.to_upstream,
     "lowrank_d2": _to_ours,
@@ -64,9 +67,7 @@ def merge_delta(cfg: CfgNode, delta: PathLike, output: PathLike) -> DeltaHeader:
         LowRankError: MODEL.WEIGHTS is empty, the delta does not fit it or cannot be merged, `output` cannot be written.
     """
     check_ending(output)
-    if not cfg.MODEL.WEIGHTS:
-        raise ConfigError("MODEL.WEIGHTS is empty. Set it to the base that the delta was trained on.")
-    verify_weights(cfg)
+    _check_base(cfg)
     delta = local_delta(str(delta))
     header = read_header(delta)
     cfg = cfg.clone()
@@ -88,10 +89,7 @@ def convert_weights(to: str, source: PathLike, output: PathLike) -> int:
         CheckpointError: the file is damaged, a delta, adapted but not merged, or has the other names already.
     """
     check_ending(output)
-    if not Path(source).is_file():
-        raise CheckpointError(f"The weights {source} do not exist. Check the path.")
-    loaded = read_checkpoint(str(source))["model"]
-    tensors = {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+    tensors = _tensors_of(source)
     if MARKER in tensors:
         raise CheckpointError(f"{source} is a delta file. Merge it with its base first (tools/merge.py).")
     if to == "maskdino" and maskdino.is_upstream(tensors):
@@ -99,3 +97,49 @@ def convert_weights(to: str, source: PathLike, output: PathLike) -> int:
     converted = FORMATS[to](tensors)
     write_weights(converted, output)
     return len(converted)
+
+
+def convert_tuned(cfg: CfgNode, source: PathLike, output: PathLike, class_names: Sequence[str] = ()) -> DeltaHeader:
+    """Writes a tuned checkpoint of the paper authors' fork, which lacks the base, as a delta.
+
+    Args:
+        cfg: the dump of the run that wrote `source`, with the run's base as MODEL.WEIGHTS.
+        output: ends in .safetensors.
+        class_names: in the order of the model's outputs; (): those of the first of DATASETS.TRAIN.
+
+    Raises:
+        CheckpointError: `source` or the base is missing or damaged, or holds something else than `cfg` trains.
+        ConfigError: no base, another ending, or not as many names as classes.
+    """
+    if Path(output).suffix != ".safetensors":
+        raise ConfigError(f"The output {output} ends in {Path(output).suffix!r}. A delta file ends in .safetensors.")
+    _check_base(cfg)
+    names = list(class_names) or _class_names(cfg)
+    if len(names) != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+        raise ConfigError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}, but the class names are "
+            f"{', '.join(names) or 'unknown'}. Give them all with --class-names A,B,..., in the order of the outputs."
+        )
+    tuned = _tensors_of(source)
+    model = LowRankTrainer.build_model(cfg)
+    LowRankCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    load_tuned(model, tuned)
+    return save_delta(model, output, class_names=names)
+
+
+def _class_names(cfg: CfgNode) -> list[str]:
+    registered = [name for name in cfg.DATASETS.TRAIN[:1] if name in DatasetCatalog.list()]
+    return [each for name in registered for each in MetadataCatalog.get(name).get("thing_classes", [])]
+
+
+def _check_base(cfg: CfgNode) -> None:
+    if not cfg.MODEL.WEIGHTS:
+        raise ConfigError("MODEL.WEIGHTS is empty. Set it to the base that the delta was trained on.")
+    verify_weights(cfg)
+
+
+def _tensors_of(source: PathLike) -> dict[str, Tensor]:
+    """The state dict of a checkpoint without what is no tensor."""
+    if not Path(source).is_file():
+        raise CheckpointError(f"The weights {source} do not exist. Check the path.")
+    return {name: value for name, value in read_checkpoint(str(source))["model"].items() if isinstance(value, Tensor)}
