@@ -6,7 +6,8 @@ An *update* says how W' comes from the frozen W and a few small factors: `LowRan
 Forward, *merged*: W' is formed once per call, and the layer costs what the frozen one costs; it pays for many tokens.
 *Branched*: the thin products run beside the frozen one. Backward, *thin*: gradients of the factors from products of
 width rank; *dense*: through dW' = G^T X, which costs half of the frozen layer's two products. Between the passes the
-merged order keeps nothing but x and the parameters, the branched one x A^T, a few numbers a token.
+merged order keeps nothing but x and the parameters, the branched one x A^T, a few numbers a token. `Magnitude` alone
+keeps outputs: it is a low-rank map and a scaling of what that gives.
 """
 import contextlib
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from lowrank_d2.layers.linear import linear
 _TOKENS_PER_WIDTH_TO_MERGE = 1.5  # from here on the skinny products lose against one dense merge
 _THIN_SHARE = 0.85  # of the dense order's multiplications: below it, products of width rank are cheaper
 _THIN_SHARE_KRONECKER = 0.4  # its products are shorter
-_WIDTH_TO_SCALE_OUTPUTS = 512  # from here on four passes over the outputs are cheaper than a dense gradient
 _CHUNK = 512  # tokens whose x and gradient stay in a core's cache while several thin products read them
 
 
@@ -38,7 +38,7 @@ class Update:
         raise NotImplementedError
 
     def branched(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], *factors: Tensor) -> Optional[Tensor]:
-        """x W'^T + bias with the frozen product and the update's side by side, if that is cheaper for so few tokens x (n, in)."""
+        """x W'^T + bias without forming W' for it, where that is cheaper; x (n, in)."""
         return None
 
     def thin(self, grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, *factors: Tensor) -> Optional[Gradients]:
@@ -60,11 +60,11 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Optional[Tensor], update: Up
     Returns:
         (..., out). Differentiable once in every tensor given.
     """
-    tokens = x.to(_compute_dtype(x)).reshape(-1, x.shape[-1])
+    tokens = x.to(_compute_dtype(x)) if x.dim() == 2 else x.to(_compute_dtype(x)).reshape(-1, x.shape[-1])
     y = update.branched(tokens, weight, bias, *factors)
     if y is None:
         y = _Merged.apply(tokens, weight, bias, update, *factors)
-    return y.reshape(*x.shape[:-1], weight.shape[0])
+    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], weight.shape[0])
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class LowRank(Update):
         if merging_pays(len(x), down.shape[1], len(up)):
             return None
         # So short that calls from Python would cost as much as they save: torch's own backward pass, which keeps h.
-        frozen = linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-        hidden = F.linear(x, down.to(x.dtype))
-        return torch.addmm(frozen, hidden, up.to(x.dtype).t(), alpha=self.scale)
+        frozen = linear(x, _typed(weight, x), None if bias is None else _typed(bias, x))
+        hidden = F.linear(x, _typed(down, x))
+        return torch.addmm(frozen, hidden, _typed(up, x).t(), alpha=self.scale)
 
     def thin(
         self, grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, down: Tensor, up: Tensor
@@ -175,9 +175,7 @@ class Magnitude(Update):
     def branched(
         self, x: Tensor, weight: Tensor, bias: Optional[Tensor], down: Tensor, up: Tensor, magnitude: Tensor
     ) -> Optional[Tensor]:
-        if min(weight.shape) < _WIDTH_TO_SCALE_OUTPUTS and merging_pays(len(x), *weight.t().shape):
-            return None
-        # Scaling the outputs keeps them once more, but needs no dW' for the gradient of the lengths.
+        # Scaling the outputs keeps them once more, but the lengths' gradient would need all of dW' without.
         plain = LowRank(self.scale)
         y = adapted_linear(x, weight, None, plain, down, up)
         with torch.no_grad():
@@ -279,6 +277,11 @@ def _thin_gradients(grad: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float)
 def _product(grad: Tensor, weight: Tensor) -> Tensor:
     """grad (n, out) @ weight (out, in), in the type of `grad`."""
     return linear(grad, weight.to(grad.dtype).t())
+
+
+def _typed(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor` in the type of `like`; where it is that already, the question costs less than the answer."""
+    return tensor if tensor.dtype == like.dtype else tensor.to(like.dtype)
 
 
 def _wide(weight: Tensor, factor: Tensor) -> torch.dtype:
