@@ -110,12 +110,17 @@ def frozen_subtrees(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def eval_frozen(model: nn.Module) -> None:
-    """Puts wholly frozen subtrees into eval mode, to be called after `model.train(True)`.
+    """Puts frozen parts into eval mode, to be called after `model.train(True)`.
 
     A frozen part is then the same function at every step: no dropout, no drop path, no moving batch statistics.
+    Of a model that says what its parts are, these are the wholly frozen subtrees. In another one a module may choose by
+    its mode between losses and predictions, as Detectron2's RPN and ROI heads do, so that there only modules without
+    children change, where dropout and norms are, and torch's MultiheadAttention, which has a dropout of its own.
     """
-    for module in frozen_subtrees(model):
-        module.eval()
+    for subtree in frozen_subtrees(model):
+        chosen = [subtree] if hasattr(model, "peft_parts") else filter(_only_computes, subtree.modules())
+        for module in chosen:
+            module.eval()
 
 
 def check_gradients(model: nn.Module) -> None:
@@ -145,6 +150,11 @@ def count(model: nn.Module) -> Counts:
         row["trainable"] += parameter.numel() * parameter.requires_grad
     sums = {key: sum(row[key] for row in table.values()) for key in ("base", "added", "trainable")}
     return Counts(**sums, added_after_budget=sums["added"] - freed_by_budget(model), by_component=table)
+
+
+def _only_computes(module: nn.Module) -> bool:
+    """Whether the mode of `module` can only mean dropout or statistics."""
+    return not module._modules or isinstance(module, nn.MultiheadAttention)
 
 
 def _trained_prefixes(model: nn.Module, train: str, train_label_embedding: bool) -> Sequence[str]:

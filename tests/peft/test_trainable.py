@@ -98,6 +98,30 @@ def test_frozen_parts_are_the_same_function_in_every_step(make_toy):
     assert torch.equal(model.backbone(x), model.backbone(x)) and torch.equal(statistics, model.backbone[1].running_mean)
 
 
+class LossOrPrediction(nn.Module):
+    """A head as of an R-CNN: what it returns depends on its mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.dropout = nn.BatchNorm1d(4), nn.Dropout(0.5)
+        self.attention = nn.MultiheadAttention(4, 1, dropout=0.5)
+
+    def forward(self, x):
+        x = self.dropout(self.norm(x))
+        x = self.attention(x, x, x)[0]
+        return {"loss": x.mean()} if self.training else x
+
+
+def test_a_frozen_head_of_a_foreign_model_still_gives_its_losses():
+    model = inject(nn.Sequential(nn.Linear(4, 4), LossOrPrediction()), [LoRA(rank=1, targets=("0",))])
+    model.train()
+    eval_frozen(model)
+    x = torch.randn(6, 4)
+    first, second = model(x)["loss"], model(x)["loss"]
+    assert torch.equal(first, second) and first.requires_grad
+    assert int(model[1].norm.num_batches_tracked) == 0
+
+
 def test_a_trainable_parameter_without_gradient_is_named(make_toy):
     model = inject(make_toy(), [LoRA(rank=1)], train="none")
     model.unused = nn.Linear(2, 2, bias=False)
