@@ -1,6 +1,7 @@
 """What the command lines share: configuration files and KEY VALUE words, argument parsers, errors and exit codes."""
 import argparse
 import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -208,9 +209,14 @@ def _add_project(cfg: CfgNode, architecture: str) -> None:
     if architecture not in PROJECTS:
         return
     folder, package = PROJECTS[architecture].split("/")
-    place = str(Path(__file__).resolve().parents[2] / "projects" / folder)
-    if place not in sys.path:
-        sys.path.insert(0, place)
+    place = Path(__file__).resolve().parents[2] / "projects" / folder
+    if place.is_dir() and str(place) not in sys.path:
+        sys.path.insert(0, str(place))
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE {architecture} is the project {folder}, and {place} is not there: projects are "
+            f"not installed with the library. Use a clone of the repository, or put projects/{folder} on PYTHONPATH."
+        )
     importlib.import_module(package).add_config(cfg)
 
 

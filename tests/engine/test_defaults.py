@@ -211,3 +211,31 @@ def test_settings_carry_their_line(tmp_path):
     path = write(tmp_path, "a.yaml", "MODEL:\n\n  DEVICE: cpu\n")
     assert read_settings(path) == [("MODEL.DEVICE", "cpu", f"{path}:3")]
     assert settings_of_words(["A.B", "1"]) == [("A.B", "1", "command line")]
+
+
+def test_a_project_brings_its_keys_and_is_missed_by_name(tmp_path, monkeypatch):
+    project = tmp_path / "projects" / "Some"
+    write(tmp_path, "used.yaml", "MODEL:\n  META_ARCHITECTURE: SomeModel\n  SOME:\n    WIDTH: 7\n")
+    monkeypatch.setattr(defaults, "PROJECTS", {"SomeModel": "Some/some_project_package"})
+    monkeypatch.setattr(defaults, "__file__", str(tmp_path / "lowrank_d2" / "engine" / "defaults.py"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(ConfigError, match=rf"SomeModel is the project Some, and {project} is not there"):
+        load_config(str(tmp_path / "used.yaml"))
+    package = project / "some_project_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(textwrap.dedent("""
+        from detectron2.config import CfgNode
+        from detectron2.modeling import META_ARCH_REGISTRY
+
+        @META_ARCH_REGISTRY.register()
+        class SomeModel:
+            pass
+
+        def add_config(cfg):
+            cfg.MODEL.SOME = CfgNode({"WIDTH": 1})
+    """))
+    try:
+        assert load_config(str(tmp_path / "used.yaml")).MODEL.SOME.WIDTH == 7
+    finally:
+        sys.modules.pop("some_project_package", None)
+        defaults.META_ARCH_REGISTRY._obj_map.pop("SomeModel", None)
