@@ -1,9 +1,9 @@
-"""Compiles the operator for CUDA, with the nvcc that is found; as `build` does for the CPU, and with the same functions.
+"""Compiles the operator for CUDA, with the nvcc that is found; as `build` does for the CPU, by the same functions.
 
 Like it without an import of torch, for setup.py.
 
-PyTorch's own machinery for extensions is not asked: it needs a PyTorch with CUDA of nvcc's version. The library carries its
-CUDA runtime with it and runs on every driver that knows nvcc's version.
+PyTorch's own machinery for extensions is not asked: it needs a PyTorch with CUDA of nvcc's version. The library carries
+its CUDA runtime with it and runs on every driver that knows nvcc's version.
 """
 import hashlib
 import json
@@ -57,8 +57,8 @@ def fingerprint() -> str:
 def compile_command(source: Path, extra_flags: tuple[str, ...] = ()) -> list[str]:
     """Compiles one source into an object of its name, in the folder in which it runs."""
     targets = [f"-gencode={architecture}" for architecture in ARCHITECTURES]
-    include = f"-I{cpu.torch_folder() / 'include'}"
-    return [compiler(), *FLAGS, *targets, cpu.TARGET, include, *extra_flags, "-c", str(source), "-o", f"{source.stem}.o"]
+    flags = [*FLAGS, *targets, cpu.TARGET, f"-I{cpu.torch_folder() / 'include'}", *extra_flags]
+    return [compiler(), *flags, "-c", str(source), "-o", f"{source.stem}.o"]
 
 
 def link_command() -> list[str]:

@@ -1,14 +1,14 @@
 """What the operator becomes in an exported model: a graph of operators that other runtimes know.
 
-`grid_sample`, the default, is ONNX's GridSample. TensorRT computes it wrongly inside deformable attention without a word
-(https://github.com/NVIDIA/TensorRT/issues/4813) and has none before 8.5: for it there are `gather`, which needs no more than
-ONNX's Gather, and `tensorrt`, one node for TensorRT's own plugin.
+`grid_sample`, the default, is ONNX's GridSample. TensorRT computes it wrongly inside deformable attention without a
+word (https://github.com/NVIDIA/TensorRT/issues/4813) and has none before 8.5: for it there are `gather`, which needs no
+more than ONNX's Gather, and `tensorrt`, one node for TensorRT's own plugin.
 
     with export_form("gather"):
         torch.onnx.export(model, example, "model.onnx", dynamo=True, dynamic_shapes=...)
 
-Where sizes shall vary, give the operator sizes taken from the shapes of the maps, and an example of two images: a size of 1
-is taken for a constant.
+Where sizes shall vary, give the operator sizes taken from the shapes of the maps, and an example of two images: a size
+of 1 is taken for a constant.
 """
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -27,8 +27,9 @@ def by_gather(value: Tensor, spatial_shapes: Shapes, sampling_locations: Tensor,
     """See `ms_deform_attn`. Cells are gathered by their number; a cell of zeros stands for all that lie outside."""
     n, _, m, d = value.shape
     q, points = sampling_locations.shape[1], sampling_locations.shape[4]
-    levels = value.transpose(1, 2).flatten(0, 1).split([h * w for h, w in spatial_shapes], dim=1)  # L times (N * M, H * W, D)
-    places = sampling_locations.permute(3, 0, 2, 1, 4, 5).flatten(1, 2).unbind(0)  # L times (N * M, Q, P, 2)
+    # L times (N * M, H * W, D), (N * M, Q, P, 2) and (N * M, Q, P)
+    levels = value.transpose(1, 2).flatten(0, 1).split([h * w for h, w in spatial_shapes], dim=1)
+    places = sampling_locations.permute(3, 0, 2, 1, 4, 5).flatten(1, 2).unbind(0)
     weights = attention_weights.permute(3, 0, 2, 1, 4).flatten(1, 2).unbind(0)
     total = value.new_zeros((n * m, q, d))
     for shape, level, place, weight in zip(spatial_shapes, levels, places, weights):
@@ -42,7 +43,7 @@ def by_gather(value: Tensor, spatial_shapes: Shapes, sampling_locations: Tensor,
 
 
 def _corners(shape: tuple[int, int], place: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of one level of all heads, the cells around `place` (H', Q, P, 2): their numbers from 1, 0 outside, and shares."""
+    """Of one level of all heads, the cells around `place` (H', Q, P, 2): numbers from 1, 0 outside, and shares."""
     height, width = shape
     u, v = place[..., 0] * width - 0.5, place[..., 1] * height - 0.5
     left, top = u.floor(), v.floor()

@@ -212,11 +212,15 @@ def test_a_recorded_graph_computes_with_new_inputs(deterministic):
         assert relative(grad, wanted.double()) < 1e-6
 
 
-def test_it_compiles_without_a_break():
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_it_compiles_without_a_break(compiler):
+    if compiler == "inductor":
+        pytest.importorskip("triton", reason="inductor needs triton for a GPU")
+
     def function(value, places, weights):
         return ms_deform_attn(value, PYRAMID, places, weights).sin()
 
-    compiled = torch.compile(function, fullgraph=True, dynamic=True)
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=compiler)
     for q in (40, 90):
         value, places, weights, _ = case(q=q, dtype=torch.float32)
         leaves = [x.requires_grad_() for x in (value, places, weights)]

@@ -36,7 +36,8 @@ def kernels(report):
     """(kernel, type, channels at a time, architecture) -> (registers, bytes spilled)."""
     found = {}
     pattern = (
-        r"entry function '_ZN10lowrank_d24cuda\d+([a-z_]+)_kernelI(f|d|N3c10\d+[A-Za-z]+?(?:16)?E)(?:Li(\d)E)?E.*' for '(sm_\d+)'"
+        r"entry function '_ZN10lowrank_d24cuda\d+([a-z_]+)_kernel"
+        r"I(f|d|N3c10\d+[A-Za-z]+?(?:16)?E)(?:Li(\d)E)?E.*' for '(sm_\d+)'"
         r"[^']*?(\d+) bytes spill stores, (\d+) bytes spill loads\n[^']*?Used (\d+) registers"
     )
     types = {"f": "float32", "d": "float64", "N3c104HalfE": "float16", "N3c108BFloat16E": "bfloat16"}
