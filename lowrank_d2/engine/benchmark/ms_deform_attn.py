@@ -7,15 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowrank_d2.engine.benchmark.measure import best_seconds, in_fresh_process, peak_mb, reset_peak
+from lowrank_d2.env import operator
 from lowrank_d2.layers.ms_deform_attn import ms_deform_attn
 
 # The encoder of a detector at 800 x 1066: every cell of four levels is a query.
 LEVELS = ((100, 134), (50, 67), (25, 34), (13, 17))
 HEADS, CHANNELS, POINTS = 8, 32, 4
+THREADS = 2
 
 
-def reference_case(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The case `local`: points as the module is initialised, one cell of noise around them. One image, float32.
+def reference_case(kind: str = "local", seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One image, float32.
+
+    Args:
+        kind: `local`, points as the module is initialised, one cell of noise around them; or `uniform`, anywhere.
 
     Returns:
         value (1, S, 8, 32), locations (1, S, 8, 4, 4, 2), weights (1, S, 8, 4, 4), gradient of the output (1, S, 256).
@@ -23,16 +28,20 @@ def reference_case(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     cells = sum(h * w for h, w in LEVELS)
     value = torch.randn(1, cells, HEADS, CHANNELS, generator=generator)
+    size = (1, cells, HEADS, len(LEVELS), POINTS, 2)
+    locations = torch.rand(size, generator=generator) if kind == "uniform" else _near_the_query(size, generator)
+    places = len(LEVELS) * POINTS
+    weights = torch.randn(1, cells, HEADS, places, generator=generator).softmax(-1).unflatten(-1, (-1, POINTS))
+    return value, locations, weights, torch.randn(1, cells, HEADS * CHANNELS, generator=generator)
+
+
+def _near_the_query(size: Sequence[int], generator: torch.Generator) -> Tensor:
     angle = torch.arange(HEADS) * (2 * math.pi / HEADS)
     direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
     direction = direction / direction.abs().amax(-1, keepdim=True)
     offsets = direction[:, None, None] * torch.arange(1, POINTS + 1)[:, None]  # (heads, 1, points, 2)
-    offsets = offsets + torch.randn(1, cells, HEADS, len(LEVELS), POINTS, 2, generator=generator)
-    sizes = torch.tensor([(w, h) for h, w in LEVELS])
-    locations = _centers()[None, :, None, None, None] + offsets / sizes[:, None]
-    places = len(LEVELS) * POINTS
-    weights = torch.randn(1, cells, HEADS, places, generator=generator).softmax(-1).unflatten(-1, (-1, POINTS))
-    return value, locations, weights, torch.randn(1, cells, HEADS * CHANNELS, generator=generator)
+    offsets = offsets + torch.randn(size, generator=generator)
+    return _centers()[None, :, None, None, None] + offsets / torch.tensor([(w, h) for h, w in LEVELS])[:, None]
 
 
 def _centers() -> Tensor:
@@ -68,18 +77,22 @@ def run(device: str = "cpu", dtype: str = "float32", rounds: int = 5) -> dict:
         dtype: name of the torch dtype of values and weights; locations stay float32.
 
     Returns:
-        forward_ratio, backward_ratio: time of the published form over ours; memory_mb: what forward and backward need
-        above inputs, output and gradients; forward_ms, backward_ms of ours; device; threads.
+        forward_ratio, backward_ratio: time of the published form over ours, in the case `local`; forward_ms, backward_ms
+        of ours; uniform: these four in the case `uniform`; memory_mb: what forward and backward need above inputs,
+        output and gradients; operator: the form in use; device; threads.
     """
-    return in_fresh_process(_times, device, dtype, rounds) | {"memory_mb": in_fresh_process(_memory, device, dtype)}
+    result = in_fresh_process(_times, device, dtype, rounds, "local")
+    result["uniform"] = in_fresh_process(_times, device, dtype, rounds, "uniform")
+    result["memory_mb"] = in_fresh_process(_memory, device, dtype)
+    return result | {"operator": operator(), "device": device, "threads": THREADS}
 
 
-def _times(device: str, dtype: str, rounds: int) -> dict:
-    torch.set_num_threads(2)
+def _times(device: str, dtype: str, rounds: int, kind: str) -> dict:
+    torch.set_num_threads(THREADS)
     forms = {"ours": (ms_deform_attn, getattr(torch, dtype)), "published": (published_form, torch.float32)}
     calls = {}
     for name, (function, precision) in forms.items():
-        inputs, grad = _inputs(device, precision)
+        inputs, grad = _inputs(device, precision, kind)
 
         def forward(function=function, inputs=inputs):
             with torch.no_grad():
@@ -92,7 +105,7 @@ def _times(device: str, dtype: str, rounds: int) -> dict:
         calls[f"forward_{name}"] = lambda forward=forward: forward
         calls[f"backward_{name}"] = prepare_backward
     best = best_seconds(calls, rounds)
-    result = {"device": device, "threads": torch.get_num_threads()}
+    result = {}
     for direction in ("forward", "backward"):
         result[f"{direction}_ms"] = round(1e3 * best[f"{direction}_ours"], 2)
         result[f"{direction}_ratio"] = round(best[f"{direction}_published"] / best[f"{direction}_ours"], 3)
@@ -100,7 +113,7 @@ def _times(device: str, dtype: str, rounds: int) -> dict:
 
 
 def _memory(device: str, dtype: str) -> float:
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     inputs, grad = _inputs(device, getattr(torch, dtype))
     # A tiny call first: what libraries load once is not the operator's.
     tiny = [x[:, :1] for x in inputs[1:]]
@@ -118,7 +131,7 @@ def _memory(device: str, dtype: str) -> float:
     return round(peak - before - results, 1)
 
 
-def _inputs(device: str, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    value, locations, weights, grad = (x.to(device) for x in reference_case())
+def _inputs(device: str, dtype: torch.dtype, kind: str = "local") -> tuple[list[Tensor], Tensor]:
+    value, locations, weights, grad = (x.to(device) for x in reference_case(kind))
     inputs = [value.to(dtype), locations, weights.to(dtype)]
     return [x.requires_grad_() for x in inputs], grad.to(dtype)
