@@ -1,7 +1,8 @@
 // A GPU for tests: runs the source of a CUDA kernel on the host, one block after the other, every thread as a fiber.
 //
-// Fibers change only where threads meet (shuffles, barriers). A warp whose lanes do not all come to the same meeting, or a
-// block that stands still, is an error, as is a kernel that computes something else when its threads run in reverse.
+// Fibers change only where threads meet (shuffles, barriers). A warp whose lanes do not all come to the same meeting,
+// or a block that stands still, is an error, as is a kernel that computes something else when its threads run in
+// reverse.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -142,15 +143,34 @@ struct Machine {
 
 inline void __syncthreads() { emulator::Machine::here().meet(emulator::Meeting::BLOCK); }
 inline void __syncwarp() { emulator::Machine::here().meet(emulator::Meeting::WARP); }
-template <class T> T __shfl_sync(unsigned, T x, int source) { return emulator::Machine::here().shuffle(x, source); }
-template <class T> T __shfl_xor_sync(unsigned, T x, int mask) {
+template <class T>
+T __shfl_sync(unsigned, T x, int source) {
+  return emulator::Machine::here().shuffle(x, source);
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T x, int mask) {
   return emulator::Machine::here().shuffle(x, threadIdx.x ^ mask);
 }
-template <class T> T __ldg(const T* from) { return *from; }
-template <class T> void __stcs(T* to, T x) { *to = x; }
-template <class T> T atomicAdd(T* to, T x) { return std::exchange(*to, *to + x); }
-template <class T> T atomicExch(T* to, T x) { return std::exchange(*to, x); }
-template <class T> T atomicCAS(T* to, T expected, T x) { return *to == expected ? std::exchange(*to, x) : *to; }
+template <class T>
+T __ldg(const T* from) {
+  return *from;
+}
+template <class T>
+void __stcs(T* to, T x) {
+  *to = x;
+}
+template <class T>
+T atomicAdd(T* to, T x) {
+  return std::exchange(*to, *to + x);
+}
+template <class T>
+T atomicExch(T* to, T x) {
+  return std::exchange(*to, x);
+}
+template <class T>
+T atomicCAS(T* to, T expected, T x) {
+  return *to == expected ? std::exchange(*to, x) : *to;
+}
 inline unsigned __umulhi(unsigned a, unsigned b) { return uint64_t(a) * b >> 32; }
 using std::max;
 using std::min;

@@ -56,8 +56,8 @@ template <class T>
 void backward(const Call& call) {
   Problem p = problem_of(call);
   divide_backward(p, call.vectors ? VECTOR<T> : 1);
-  const Gradients<T> grad = {static_cast<const T*>(call.grad_out), static_cast<Wide<T>*>(call.grad_value), call.grad_places,
-                             call.grad_weights, static_cast<Wide<T>*>(call.attention)};
+  const Gradients<T> grad = {static_cast<const T*>(call.grad_out), static_cast<Wide<T>*>(call.grad_value),
+                             call.grad_places, call.grad_weights, static_cast<Wide<T>*>(call.attention)};
   const auto kernel = call.vectors ? &backward_kernel<T, VECTOR<T>> : &backward_kernel<T, 1>;
   launch(p, call, [&] { kernel(p, inputs_of<T>(call), grad); });
 }

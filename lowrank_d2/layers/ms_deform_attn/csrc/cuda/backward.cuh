@@ -27,8 +27,8 @@ struct Slopes {
 
 // Adds C channels of a point, whose cells begin at `cells`.
 template <class T, int C>
-__device__ __forceinline__ void add_slopes(const Point<Wide<T>>& point, const T* cells, int width, int stride, bool active,
-                                           const Wide<T> (&grad)[C], Slopes<Wide<T>>& to, int j) {
+__device__ __forceinline__ void add_slopes(const Point<Wide<T>>& point, const T* cells, int width, int stride,
+                                           bool active, const Wide<T> (&grad)[C], Slopes<Wide<T>>& to, int j) {
   using A = Wide<T>;
   A dot[4] = {};
 #pragma unroll
@@ -63,8 +63,8 @@ __device__ void points_backward(const Problem& p, const Inputs<T>& in, const Gra
 #pragma unroll
       for (int j = 0; j < QUAD; ++j) {
         if constexpr (C > 4) __syncwarp();  // else the compiler fetches all points first, and registers spill
-        add_slopes<T, C>(points[i * QUAD + j], cells + channel, p.level[level_of(p, first_point + j)].width, stride, active,
-                         grad_out, slopes, j);
+        add_slopes<T, C>(points[i * QUAD + j], cells + channel, p.level[level_of(p, first_point + j)].width, stride,
+                         active, grad_out, slopes, j);
       }
     }
     const A sample = quad_sums(slopes.sample, lane, p.lanes), across = quad_sums(slopes.across, lane, p.lanes),
@@ -95,7 +95,8 @@ __device__ void softmax_backward(const Problem& p, const Query<T>& points, const
 }
 
 // Of a multiprocessor: as many as leave the registers that the kernel needs.
-template <class T, int C> constexpr int BLOCKS = std::is_same_v<T, double> ? 1 : C == 1 ? 2 : C == 4 ? 4 : 3;
+template <class T, int C>
+constexpr int BLOCKS = C > 4 ? 3 : C == 4 ? 4 : sizeof(T) < 8 ? 2 : 1;
 
 template <class T, int C>
 __global__ void __launch_bounds__(THREADS, BLOCKS<T, C>)

@@ -42,7 +42,8 @@ __global__ void __launch_bounds__(THREADS, 4)
         }
       }
       if (active)
-        store<T>(out + ((int64_t(block.image) * p.queries + query) * p.heads + block.head) * p.channels + channel, total);
+        store<T>(out + ((int64_t(block.image) * p.queries + query) * p.heads + block.head) * p.channels + channel,
+                 total);
     }
   }
 }

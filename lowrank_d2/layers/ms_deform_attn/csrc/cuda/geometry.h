@@ -22,7 +22,8 @@ inline void set_tiles(Problem& p, int tile) {
   if (!p.by_cell) return;
   p.tiles = 0;
   const auto squares = [](int size) { return (size + TILE_SIDE - 1) / TILE_SIDE; };
-  for (int level = 0; level < p.levels; ++level) p.tiles += squares(p.level[level].height) * squares(p.level[level].width);
+  for (int level = 0; level < p.levels; ++level)
+    p.tiles += squares(p.level[level].height) * squares(p.level[level].width);
 }
 
 inline void divide_forward(Problem& p, int together) {

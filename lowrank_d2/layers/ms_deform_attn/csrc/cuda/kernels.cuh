@@ -44,20 +44,20 @@ cudaError_t make_keys(Problem p, const Inputs<T>& in, int64_t* keys, Point<Wide<
 }
 
 template <class T>
-cudaError_t sum_sorted(Problem p, int64_t count, const int64_t* keys, const int64_t* order, const Point<Wide<T>>* points,
-                       const T* grad_out, T* grad_value, cudaStream_t stream) {
+cudaError_t sum_sorted(Problem p, int64_t count, const int64_t* keys, const int64_t* order,
+                       const Point<Wide<T>>* points, const T* grad_out, T* grad_value, cudaStream_t stream) {
   divide_cells(p);
-  sum_sorted_kernel<T><<<static_cast<unsigned>(blocks_of(p)), THREADS, 0, stream>>>(p, count, keys, order, points, grad_out,
-                                                                                   grad_value);
+  sum_sorted_kernel<T><<<static_cast<unsigned>(blocks_of(p)), THREADS, 0, stream>>>(p, count, keys, order, points,
+                                                                                    grad_out, grad_value);
   return cudaGetLastError();
 }
 
-#define LOWRANK_D2_KERNELS_FOR(T)                                                                                     \
-  template cudaError_t forward<T>(Problem, const Inputs<T>&, T*, cudaStream_t);                                        \
-  template cudaError_t backward<T>(Problem, const Inputs<T>&, const Gradients<T>&, cudaStream_t);                      \
-  template cudaError_t make_keys<T>(Problem, const Inputs<T>&, int64_t*, Point<Wide<T>>*, cudaStream_t);               \
-  template cudaError_t sum_sorted<T>(Problem, int64_t, const int64_t*, const int64_t*, const Point<Wide<T>>*, const T*, \
-                                     T*, cudaStream_t);
+#define LOWRANK_D2_KERNELS_FOR(T)                                                                             \
+  template cudaError_t forward<T>(Problem, const Inputs<T>&, T*, cudaStream_t);                               \
+  template cudaError_t backward<T>(Problem, const Inputs<T>&, const Gradients<T>&, cudaStream_t);             \
+  template cudaError_t make_keys<T>(Problem, const Inputs<T>&, int64_t*, Point<Wide<T>>*, cudaStream_t);      \
+  template cudaError_t sum_sorted<T>(Problem, int64_t, const int64_t*, const int64_t*, const Point<Wide<T>>*, \
+                                     const T*, T*, cudaStream_t);
 
 }  // namespace cuda
 }  // namespace lowrank_d2

@@ -5,11 +5,15 @@
 namespace lowrank_d2 {
 namespace cuda {
 
-// Four channels of float32 or eight of 16 bits: what one instruction moves. float64, which serves to check gradients, has
-// no kernel of its own for vectors.
-template <class T> constexpr int VECTOR = std::is_same_v<T, double> ? 1 : 16 / int(sizeof(T));
+// Four channels of float32 or eight of 16 bits: what one instruction moves. float64, which serves to check gradients,
+// has no kernel of its own for vectors.
+template <class T>
+constexpr int VECTOR = std::is_same_v<T, double> ? 1 : 16 / int(sizeof(T));
 
-template <class T, int C> struct alignas(C * sizeof(T)) Run { T channel[C]; };
+template <class T, int C>
+struct alignas(C * sizeof(T)) Run {
+  T channel[C];
+};
 
 // Zeros where not `wanted`, and then nothing is read.
 template <class T, int C>
@@ -47,8 +51,8 @@ __device__ __forceinline__ void add(A* to, const A (&from)[C]) {
   if constexpr (C % 4 == 0 && std::is_same_v<A, float>) {
 #pragma unroll
     for (int i = 0; i < C; i += 4)
-      asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to + i)), "f"(from[i]),
-                   "f"(from[i + 1]), "f"(from[i + 2]), "f"(from[i + 3])
+      asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to + i)),
+                   "f"(from[i]), "f"(from[i + 1]), "f"(from[i + 2]), "f"(from[i + 3])
                    : "memory");
   } else
 #endif

@@ -1,7 +1,7 @@
 // Adding to the gradient of the value, with few additions in global memory.
 //
-// The queries of a tile read the same cells again and again, those of coarse levels above all. A block therefore collects
-// what its points add, in a table of cells in shared memory, and adds each cell once.
+// The queries of a tile read the same cells again and again, those of coarse levels above all. A block therefore
+// collects what its points add, in a table of cells in shared memory, and adds each cell once.
 #pragma once
 #include "points.cuh"
 
@@ -16,11 +16,11 @@ constexpr int EMPTY = -1, END = -1;
 // A corner has the number 4 * thread + (0 to 3). Corners of one cell hang in a chain.
 template <class A>
 struct MergeTable {
-  int cell[SLOTS];       // of the slot's chain
-  int head[SLOTS];       // its first corner
-  short next[CORNERS];   // the following corner of a chain
+  int cell[SLOTS];      // of the slot's chain
+  int head[SLOTS];      // its first corner
+  short next[CORNERS];  // the following corner of a chain
   A weight[CORNERS];
-  int todo[CORNERS];     // what is to be added: a slot, or ~corner of one that found no slot
+  int todo[CORNERS];  // what is to be added: a slot, or ~corner of one that found no slot
   int todo_count;
 
   __device__ void clear() {
@@ -58,8 +58,8 @@ struct MergeTable {
 // Adds all that the table holds. `first_point` is the number of the quads' first point, `points` those of the block,
 // `queries` its queries; `grad_value` and `grad_out` begin with the block's image and head.
 template <class T, int C>
-__device__ void add_merged(const Problem& p, const MergeTable<Wide<T>>& table, int first_point, const Point<Wide<T>>* points,
-                           const int* queries, const T* grad_out, Wide<T>* grad_value) {
+__device__ void add_merged(const Problem& p, const MergeTable<Wide<T>>& table, int first_point,
+                           const Point<Wide<T>>* points, const int* queries, const T* grad_out, Wide<T>* grad_value) {
   using A = Wide<T>;
   const int lane = threadIdx.x & (p.lanes - 1);
   const int64_t stride = p.heads * p.channels;

@@ -26,17 +26,21 @@ using torch::stable::Tensor;
 
 constexpr int ABI = 1;  // of the schemas and of the exported function below
 
-template <class T> constexpr ScalarType TYPE = ScalarType::Float;
-template <> constexpr ScalarType TYPE<double> = ScalarType::Double;
-template <> constexpr ScalarType TYPE<c10::Half> = ScalarType::Half;
-template <> constexpr ScalarType TYPE<c10::BFloat16> = ScalarType::BFloat16;
+template <class T>
+constexpr ScalarType TYPE = ScalarType::Float;
+template <>
+constexpr ScalarType TYPE<double> = ScalarType::Double;
+template <>
+constexpr ScalarType TYPE<c10::Half> = ScalarType::Half;
+template <>
+constexpr ScalarType TYPE<c10::BFloat16> = ScalarType::BFloat16;
 
 void check(cudaError_t error, const char* what) {
   STD_TORCH_CHECK(error == cudaSuccess, "ms_deform_attn: ", what, " failed: ", cudaGetErrorString(error));
 }
 
-// Of PyTorch, on this thread. The function is looked up in the library that PyTorch has loaded, so that ours can be built
-// and linked where PyTorch has no CUDA.
+// Of PyTorch, on this thread. The function is looked up in the library that PyTorch has loaded, so that ours can be
+// built and linked where PyTorch has no CUDA.
 cudaStream_t current_stream(int device) {
   using Get = AOTITorchError (*)(int32_t, void**);
   static const Get get = [] {
@@ -66,12 +70,14 @@ bool deterministic() {
   return torch::stable::detail::to<bool>(answer[0]);
 }
 
-void check_arguments(const Tensor& value, const std::vector<int64_t>& shapes, const Tensor& places, const Tensor& weights,
-                     const std::optional<Tensor>& reference) {
-  STD_TORCH_CHECK(value.dim() == 4 && places.dim() == 6 && weights.dim() == 5, "ms_deform_attn: wrong number of dimensions");
+void check_arguments(const Tensor& value, const std::vector<int64_t>& shapes, const Tensor& places,
+                     const Tensor& weights, const std::optional<Tensor>& reference) {
+  STD_TORCH_CHECK(value.dim() == 4 && places.dim() == 6 && weights.dim() == 5,
+                  "ms_deform_attn: wrong number of dimensions");
   const int64_t levels = weights.size(3);
-  STD_TORCH_CHECK(weights.size(0) == value.size(0) && weights.size(2) == value.size(2) && 2 * levels == int64_t(shapes.size()),
-                  "ms_deform_attn: weights do not fit value and shapes");
+  STD_TORCH_CHECK(
+      weights.size(0) == value.size(0) && weights.size(2) == value.size(2) && 2 * levels == int64_t(shapes.size()),
+      "ms_deform_attn: weights do not fit value and shapes");
   for (int i = 0; i < 5; ++i)
     STD_TORCH_CHECK(places.size(i) == weights.size(i), "ms_deform_attn: places do not fit weights");
   STD_TORCH_CHECK(places.size(5) == 2, "ms_deform_attn: places need an x and a y");
@@ -97,7 +103,8 @@ void check_arguments(const Tensor& value, const std::vector<int64_t>& shapes, co
 template <class T>
 Tensor readable(const Tensor& x, bool& wide) {
   wide = x.scalar_type() != TYPE<T> || std::is_same_v<T, Wide<T>>;
-  Tensor y = torch::stable::contiguous(wide && x.scalar_type() != TYPE<Wide<T>> ? torch::stable::to(x, TYPE<Wide<T>>) : x);
+  Tensor y =
+      torch::stable::contiguous(wide && x.scalar_type() != TYPE<Wide<T>> ? torch::stable::to(x, TYPE<Wide<T>>) : x);
   const bool aligned = reinterpret_cast<uintptr_t>(y.const_data_ptr()) % (2 * y.element_size()) == 0;
   return aligned ? y : torch::stable::clone(y);
 }
@@ -122,13 +129,16 @@ struct Call {
       : value(torch::stable::contiguous(value)),
         places(readable<T>(places, p.wide_places)),
         weights(readable<T>(weights, p.wide_weights)) {
-    const int64_t sizes[] = {value.size(0), weights.size(1), value.size(2) * value.size(3), weights.size(3) * weights.size(4)};
+    const int64_t sizes[] = {value.size(0), weights.size(1), value.size(2) * value.size(3),
+                             weights.size(3) * weights.size(4)};
     for (int64_t size : sizes)
       STD_TORCH_CHECK(size < (1 << 30), "ms_deform_attn on CUDA: a size of ", size, " is too large");
-    p.images = sizes[0], p.queries = sizes[1], p.cells = value.size(1), p.heads = value.size(2), p.channels = value.size(3);
+    p.images = sizes[0], p.queries = sizes[1], p.cells = value.size(1), p.heads = value.size(2),
+    p.channels = value.size(3);
     p.levels = weights.size(3), p.points = weights.size(4);
     set_levels(p, shapes);
-    const int64_t blocks = sizes[0] * p.heads * (p.queries + int64_t(p.cells) + 2 * p.levels);  // more than any kernel has
+    const int64_t blocks =
+        sizes[0] * p.heads * (p.queries + int64_t(p.cells) + 2 * p.levels);  // more than any kernel has
     STD_TORCH_CHECK(blocks < std::numeric_limits<int>::max(), "ms_deform_attn on CUDA: too many queries and heads");
     if (reference) {
       this->reference = torch::stable::contiguous(as(*reference, TYPE<A>));
@@ -149,7 +159,8 @@ Tensor forward_as(const Tensor& value, const std::vector<int64_t>& shapes, const
                   const std::optional<Tensor>& reference) {
   const OnDevice device(value);
   const Call<T> call(value, shapes, places, weights, reference);
-  Tensor out = torch::stable::new_empty(value, {value.size(0), weights.size(1), value.size(2) * value.size(3)}, TYPE<T>);
+  Tensor out =
+      torch::stable::new_empty(value, {value.size(0), weights.size(1), value.size(2) * value.size(3)}, TYPE<T>);
   check(forward<T>(call.p, call.in, static_cast<T*>(out.mutable_data_ptr()), device.stream), "the forward kernel");
   return out;
 }
@@ -168,11 +179,13 @@ Tensor sorted_value_gradient(const Call<T>& call, const T* grad_out, cudaStream_
   using torch::stable::detail::from;
   StableIValue stack[] = {from(keys), from(std::optional<bool>(true)), from(int64_t(-1)), from(false)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack, TORCH_ABI_VERSION));
-  const Tensor sorted = torch::stable::detail::to<Tensor>(stack[0]), order = torch::stable::detail::to<Tensor>(stack[1]);
+  const Tensor sorted = torch::stable::detail::to<Tensor>(stack[0]),
+               order = torch::stable::detail::to<Tensor>(stack[1]);
   Tensor grad = like(call.value, TYPE<T>);
   check(sum_sorted<T>(call.p, count, static_cast<const int64_t*>(sorted.const_data_ptr()),
-                      static_cast<const int64_t*>(order.const_data_ptr()), static_cast<const Point<A>*>(points.const_data_ptr()),
-                      grad_out, static_cast<T*>(grad.mutable_data_ptr()), stream),
+                      static_cast<const int64_t*>(order.const_data_ptr()),
+                      static_cast<const Point<A>*>(points.const_data_ptr()), grad_out,
+                      static_cast<T*>(grad.mutable_data_ptr()), stream),
         "the kernel of sorted sums");
   return grad;
 }
@@ -181,15 +194,16 @@ using ThreeTensors = std::tuple<Tensor, Tensor, Tensor>;
 
 template <class T>
 ThreeTensors backward_as(const Tensor& given_grad_out, const Tensor& value, const std::vector<int64_t>& shapes,
-                         const Tensor& places, const Tensor& weights, const std::optional<Tensor>& reference, bool for_value,
-                         bool for_points) {
+                         const Tensor& places, const Tensor& weights, const std::optional<Tensor>& reference,
+                         bool for_value, bool for_points) {
   using A = Wide<T>;
   const OnDevice device(value);
   const Call<T> call(value, shapes, places, weights, reference);
   const Tensor grad_out = torch::stable::contiguous(as(given_grad_out, TYPE<T>));
   Gradients<T> grad{static_cast<const T*>(grad_out.const_data_ptr())};
 
-  Tensor grad_value = nothing(value), grad_places = nothing(places), grad_weights = nothing(weights), attention = grad_weights;
+  Tensor grad_value = nothing(value), grad_places = nothing(places), grad_weights = nothing(weights),
+         attention = grad_weights;
   if (for_points) {
     grad_places = like(call.places, call.places.scalar_type());
     grad_weights = like(call.weights, call.weights.scalar_type());
@@ -221,8 +235,8 @@ auto by_type(ScalarType type, const Run& run) {
 }
 
 // (N, Q, M * D), in the type of `value`.
-Tensor ms_deform_attn(const Tensor& value, const std::vector<int64_t>& shapes, const Tensor& places, const Tensor& weights,
-                      const std::optional<Tensor>& reference) {
+Tensor ms_deform_attn(const Tensor& value, const std::vector<int64_t>& shapes, const Tensor& places,
+                      const Tensor& weights, const std::optional<Tensor>& reference) {
   check_arguments(value, shapes, places, weights, reference);
   const int64_t out = value.size(0) * weights.size(1) * value.size(2) * value.size(3);
   if (out == 0 || weights.numel() == 0)
@@ -233,8 +247,8 @@ Tensor ms_deform_attn(const Tensor& value, const std::vector<int64_t>& shapes, c
 
 // The gradients of value, places and weights, in their types; empty ones where nobody needs them.
 ThreeTensors ms_deform_attn_backward(const Tensor& grad_out, const Tensor& value, const std::vector<int64_t>& shapes,
-                                     const Tensor& places, const Tensor& weights, const std::optional<Tensor>& reference,
-                                     bool for_value, bool for_points) {
+                                     const Tensor& places, const Tensor& weights,
+                                     const std::optional<Tensor>& reference, bool for_value, bool for_points) {
   check_arguments(value, shapes, places, weights, reference);
   STD_TORCH_CHECK(grad_out.numel() == value.size(0) * weights.size(1) * value.size(2) * value.size(3),
                   "ms_deform_attn: the gradient does not fit the output");

@@ -1,5 +1,5 @@
-// What one call of the operator computes, in plain types: handed to every CUDA kernel by value, so that a recorded graph
-// of launches needs no memory of the host.
+// What one call of the operator computes, in plain types: handed to every CUDA kernel by value, so that a recorded
+// graph of launches needs no memory of the host.
 #pragma once
 #include <cstdint>
 #include <type_traits>
@@ -7,9 +7,9 @@
 namespace lowrank_d2 {
 namespace cuda {
 
-constexpr int THREADS = 256;         // of a block
+constexpr int THREADS = 256;  // of a block
 constexpr int WARP = 32;
-constexpr int QUAD = 4;              // points of a query that are worked on together in the backward pass
+constexpr int QUAD = 4;               // points of a query that are worked on together in the backward pass
 constexpr int TILE = THREADS / QUAD;  // queries of a block there, so that every thread sets up one point
 constexpr int TILE_SIDE = 8;
 constexpr int MAX_LEVELS = 64;
@@ -18,7 +18,8 @@ constexpr int64_t MAX_CELLS = int64_t(1) << 26;  // of an image: a cell's number
 static_assert(TILE_SIDE * TILE_SIDE == TILE, "a tile of queries is a square of cells");
 
 // Sums and positions are float32, also for 16-bit values.
-template <class T> using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
+template <class T>
+using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 struct Level {
   int height, width;
@@ -29,12 +30,12 @@ struct Level {
 // N images, S cells, Q queries, M heads of D channels, L levels, P points.
 struct Problem {
   int images, cells, queries, heads, channels, levels, points;
-  int bases;           // upper left corners of all levels
-  unsigned one_point;  // level of point k = upper half of (2 k + 1) * one_point; see level_of
-  int lanes;           // threads that share a query: a power of two, 4 to 32
-  int tile;            // queries of a block
-  int tiles;           // of an image
-  bool by_cell;        // query i is cell i: blocks take squares of cells, else stretches of queries
+  int bases;                       // upper left corners of all levels
+  unsigned one_point;              // level of point k = upper half of (2 k + 1) * one_point; see level_of
+  int lanes;                       // threads that share a query: a power of two, 4 to 32
+  int tile;                        // queries of a block
+  int tiles;                       // of an image
+  bool by_cell;                    // query i is cell i: blocks take squares of cells, else stretches of queries
   bool wide_places, wide_weights;  // in Wide<T> though the values are in T
 
   // Rows of 2 (a point) or 4 (a box) of a reference; size 0: places are locations and weights are no logits.

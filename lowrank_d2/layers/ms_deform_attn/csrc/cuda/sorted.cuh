@@ -1,5 +1,5 @@
-// The gradient of the value without atomic additions, the same in every run: points are sorted by their upper left corner,
-// then every cell sums the points that touch it, in the order of their numbers.
+// The gradient of the value without atomic additions, the same in every run: points are sorted by their upper left
+// corner, then every cell sums the points that touch it, in the order of their numbers.
 #pragma once
 #include "points.cuh"
 
@@ -74,7 +74,8 @@ __global__ void __launch_bounds__(THREADS)
         total += (row ? lower : upper) * static_cast<A>(grad_out[int64_t(query_and_head) * p.channels + channel]);
       }
     }
-    grad_value[((int64_t(block.image) * p.cells + cell) * p.heads + block.head) * p.channels + channel] = static_cast<T>(total);
+    grad_value[((int64_t(block.image) * p.cells + cell) * p.heads + block.head) * p.channels + channel] =
+        static_cast<T>(total);
   }
 }
 
