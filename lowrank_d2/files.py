@@ -2,16 +2,21 @@
 import contextlib
 import errno
 import json
+import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
 from pathlib import Path
-from typing import Callable, Iterator, Union
+from typing import Callable, Iterator, Optional, Union
 
 from lowrank_d2.errors import OutputError
 
 PathLike = Union[str, os.PathLike]
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -28,7 +33,7 @@ def replacing(path: PathLike) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
-        raise OutputError(_explain(error, path)) from error
+        raise OutputError(explain(error, path)) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -37,8 +42,11 @@ def replacing(path: PathLike) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
-    except OSError as error:
-        raise OutputError(_explain(error, path)) from error
+    except Exception as error:
+        cause = _system_error(error)
+        if cause is None:
+            raise
+        raise OutputError(explain(cause, path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -60,6 +68,15 @@ def write_with(path: PathLike, write: Callable[[Path], object]) -> None:
         write(temporary)
 
 
+def explain(error: OSError, path: PathLike) -> str:
+    """Why `path` could not be written, and what to do, for an OutputError."""
+    path = Path(path)
+    if error.errno in DISK_FULL:
+        free = _free_bytes(path)
+        return f"No space left to write {path} ({free / 2**20:.0f} MiB free). Free some, then run again with --resume."
+    return f"{path} cannot be written: {error.strerror or error}. Choose a folder that you may write to."
+
+
 @contextlib.contextmanager
 def folder_lock(folder: PathLike) -> Iterator[None]:
     """Holds `folder`/.lock while a run writes there; the lock of a process that is gone is taken over.
@@ -79,7 +96,7 @@ def folder_lock(folder: PathLike) -> Iterator[None]:
                 raise OutputError(f"{folder} is a file, not a folder. Name another OUTPUT_DIR.") from error
             _take_over(lock, me["host"])
         except OSError as error:
-            raise OutputError(_explain(error, lock)) from error
+            raise OutputError(explain(error, lock)) from error
     try:
         with os.fdopen(handle, "w") as stream:
             json.dump(me, stream)
@@ -98,6 +115,7 @@ def _take_over(lock: Path, host: str) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         pid, owner_host = -1, "unknown"
     if owner_host == host and not _alive(pid):
+        logger.warning("%s was left by process %d, which is gone: taken over.", lock, pid)
         lock.unlink(missing_ok=True)
         return
     raise OutputError(
@@ -137,15 +155,15 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _explain(error: OSError, path: Path) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = _free_bytes(path)
-        return f"No space left to write {path} ({free / 2**20:.0f} MiB free). Free some, then run again with --resume."
-    return f"{path} cannot be written: {error.strerror or error}. Choose a folder that you may write to."
+def _system_error(error: Exception) -> Optional[OSError]:
+    """The operating system's error behind `error`; libraries written in Rust (safetensors) only quote its number."""
+    if isinstance(error, OSError):
+        return error
+    quoted = re.search(r"os error (\d+)", str(error))
+    return OSError(int(quoted.group(1)), os.strerror(int(quoted.group(1)))) if quoted else None
 
 
 def _free_bytes(path: Path) -> int:
-    folder = path.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    while not path.is_dir():
+        path = path.parent
+    return shutil.disk_usage(path).free

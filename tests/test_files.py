@@ -39,6 +39,14 @@ def test_a_full_disk_is_an_output_error_that_names_the_file(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_library_that_only_quotes_the_systems_error(tmp_path):
+    text = "Error while serializing: I/O error: No space left on device (os error 28)"  # safetensors'
+    with pytest.raises(OutputError, match="No space left to write .*delta.safetensors"):
+        with replacing(tmp_path / "delta.safetensors"):
+            raise ValueError(text)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_is_a_file_is_an_output_error(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(OutputError, match="out"):
@@ -58,13 +66,14 @@ def test_the_lock_of_a_living_process_holds_and_is_released(tmp_path):
     assert not (tmp_path / ".lock").exists()
 
 
-def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
+def test_the_lock_of_a_dead_process_is_taken_over_with_a_note(tmp_path, caplog):
     child = multiprocessing.get_context("spawn").Process(target=int)
     child.start()
     child.join()
     (tmp_path / ".lock").write_text(json.dumps({"pid": child.pid, "host": socket.gethostname()}))
     with folder_lock(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+    assert f"left by process {child.pid}, which is gone" in caplog.text
 
 
 def test_the_lock_of_another_host_is_respected(tmp_path):

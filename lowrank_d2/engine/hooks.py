@@ -1,4 +1,5 @@
 """What happens between steps: evaluation, early stopping, metrics, progress, checkpoints, stopping on a signal."""
+import contextlib
 import datetime
 import json
 import logging
@@ -158,7 +159,8 @@ class MetricsFile(HookBase):
 
     def after_train(self) -> None:
         if self._stream is not None:
-            self._stream.close()
+            with contextlib.suppress(OSError):  # every line is flushed: what is left here was refused before
+                self._stream.close()
 
     def _kept_lines(self) -> Iterator[str]:
         if not self._path.exists():

@@ -30,7 +30,7 @@ class SignalGuard:
 
     def __init__(self) -> None:
         self.received: Optional[int] = None
-        self._at_once = False
+        self._at_once = self._leaving = False
         self._owner = os.getpid()
         self._previous: dict = {}
 
@@ -61,11 +61,22 @@ class SignalGuard:
         finally:
             self._at_once = False
 
+    @contextlib.contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Inside, signals change nothing: for the way out, which is short and must not be left half done."""
+        self._leaving = True
+        try:
+            yield
+        finally:
+            self._leaving = False
+
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
         if os.getpid() != self._owner:  # a loader worker that inherited us: the main process ends it
             if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
+            return
+        if self._leaving:
             return
         if self.received or self._at_once:
             self.received = number

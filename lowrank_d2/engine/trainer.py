@@ -27,8 +27,8 @@ from lowrank_d2.engine.defaults import check_device, prepare_output_dir
 from lowrank_d2.engine.evaluators import build_evaluator, verify_expected
 from lowrank_d2.engine.interrupt import Interrupted, SignalGuard
 from lowrank_d2.engine.memory import keep_freed_memory
-from lowrank_d2.errors import ConfigError, LowRankError, TrainingError
-from lowrank_d2.files import write_text
+from lowrank_d2.errors import ConfigError, LowRankError, OutputError, TrainingError
+from lowrank_d2.files import DISK_FULL, explain, write_text
 from lowrank_d2.modeling.delta_file import with_local_delta
 from lowrank_d2.peft import PeftConfig, apply_peft, check_gradients, eval_frozen, regularization
 
@@ -178,14 +178,17 @@ class LowRankTrainer(DefaultTrainer):
                     self.after_step()
                     self.iter += 1
             except Exception as error:
+                if isinstance(error, OutputError):
+                    error.exit_code = TrainingError.exit_code  # the run had begun
                 meaning = self._meaning_of(error)
                 self._save_after_failure()
                 if meaning is None:
                     raise
                 raise meaning from error
             finally:
-                self._batches = None  # ends the loader's workers
-                self.after_train()
+                with self.guard.leaving():
+                    self._batches = None  # ends the loader's workers
+                    self.after_train()
         verify_expected(self.cfg, self.results)
         return self.results
 
@@ -307,6 +310,8 @@ class LowRankTrainer(DefaultTrainer):
                 f"Iteration {self.iter}: the device ran out of memory. Lower SOLVER.IMS_PER_BATCH (and raise "
                 "SOLVER.ACCUMULATE by as much) or INPUT.IMAGE_SIZE, then run again with --resume."
             )
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return TrainingError(explain(error, self.cfg.OUTPUT_DIR))
         # Matching stops at predictions that are not finite, before there is a loss to look at.
         if isinstance(error, (FloatingPointError, ValueError)) and _NO_NUMBERS.search(str(error)):
             return self._not_finite(text)

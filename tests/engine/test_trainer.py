@@ -281,6 +281,31 @@ def test_an_image_that_disappears_is_named(tmp_path, dataset, workers):
     assert str(caught.value).count("\n") == 0 and ".png cannot be used" in str(caught.value)
 
 
+def test_a_full_disk_stops_the_metrics_with_code_3(tmp_path, dataset):
+    import errno
+
+    class Full(TinyTrainer):
+        def after_step(self):
+            super().after_step()
+            if self.iter == 4:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(TrainingError, match="No space left to write .*out .* MiB free.*--resume"):
+        run(tiny_config(tmp_path / "out", dataset, "SOLVER.CHECKPOINT_PERIOD", "2"), trainer_class=Full)
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000003.pth"
+
+
+def test_a_delta_that_cannot_be_written_is_no_mistake_of_the_start(tmp_path, dataset):
+    class Blocked(TinyTrainer):
+        def after_step(self):
+            (tmp_path / "out" / "delta_final.safetensors").mkdir(exist_ok=True)
+            super().after_step()
+
+    with pytest.raises(OutputError, match="delta_final.safetensors cannot be written") as caught:
+        run(tiny_config(tmp_path / "out", dataset), trainer_class=Blocked)
+    assert caught.value.exit_code == 3
+
+
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, dataset, monkeypatch):
     cfg = tiny_config(tmp_path / "out", dataset, "SOLVER.CHECKPOINT_PERIOD", "3")
     import shutil
