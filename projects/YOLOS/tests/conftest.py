@@ -15,6 +15,7 @@ from lowrank_d2.engine.defaults import load_config  # noqa: E402
 from lowrank_d2.modeling.predictions import Target  # noqa: E402
 from projects.YOLOS.tests.models import CONFIGS, SMALL, randomised  # noqa: E402
 
+
 @pytest.fixture
 def small_config():
     """small_config({"MODEL.YOLOS.DEPTH": 2}) -> a config."""
