@@ -1,12 +1,15 @@
 """The CUDA library without a GPU: it compiles for every architecture, spills no register, and loads."""
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import torch
 
-from lowrank_d2.layers.ms_deform_attn import build_cuda
+from lowrank_d2.layers.ms_deform_attn import backend, build_cuda
 
 # Registers that let two, three or four blocks of 256 threads run on a multiprocessor of 65,536.
 TWO_BLOCKS, THREE_BLOCKS, FOUR_BLOCKS = 128, 80, 64
@@ -71,6 +74,37 @@ assert all(has(name, "CUDA") and not has(name, "CPU") for name in (ops.NAME, ops
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """PyTorch believes in a GPU; returns what sets its compute capability."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    return lambda *version: monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: version)
+
+
+def test_it_is_compiled_once_and_then_found(built, gpu, tmp_path, monkeypatch):
+    compiled = []
+
+    def copy_instead(folder):
+        compiled.append(folder)
+        return Path(shutil.copy(built[0] / build_cuda.LIBRARY, folder))
+
+    monkeypatch.setattr(build_cuda, "_compile", copy_instead)
+    monkeypatch.setenv("LOWRANK_D2_CACHE", str(tmp_path))
+    monkeypatch.setenv("LOWRANK_D2_OPS", "jit")
+    gpu(9, 0)
+    for _ in range(2):
+        chosen = backend.current_on_cuda.__wrapped__()
+        assert chosen.name == "jit" and chosen.library.parent.parent == tmp_path
+    assert len(compiled) == 1 and chosen.instruction_set() is None
+
+
+def test_an_old_gpu_keeps_the_form_in_pytorch(gpu):
+    gpu(7, 5)
+    chosen = backend.current_on_cuda.__wrapped__()
+    assert chosen.library is None and "compute capability 7.5" in chosen.reason
 
 
 def test_a_library_is_known_by_its_side_file(tmp_path):
