@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowrank_d2.engine.benchmark.measure import best_seconds, in_fresh_process, peak_mb, reset_peak
 from lowrank_d2.env import operator
-from lowrank_d2.layers.ms_deform_attn import ms_deform_attn
+from lowrank_d2.layers.ms_deform_attn import backend, ms_deform_attn
 
 # The encoder of a detector at 800 x 1066: every cell of four levels is a query.
 LEVELS = ((100, 134), (50, 67), (25, 34), (13, 17))
@@ -86,7 +86,8 @@ def run(device: str = "cpu", dtype: str = "float32", rounds: int = 5) -> dict:
     result = in_fresh_process(_times, device, dtype, rounds, "local")
     result["uniform"] = in_fresh_process(_times, device, dtype, rounds, "uniform")
     result["memory_mb"] = in_fresh_process(_memory, device, dtype)
-    return result | {"operator": operator(), "device": device, "threads": THREADS}
+    chosen = backend.current_on_cuda if device.startswith("cuda") else backend.current
+    return result | {"operator": operator(chosen), "device": device, "threads": THREADS}
 
 
 def _times(device: str, dtype: str, rounds: int, kind: str) -> dict:
