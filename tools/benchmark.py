@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Speed and memory, as ratios that travel between machines: `benchmark.py mask_dino`, `... ms_deform_attn`, `... lowrank`."""
+"""Speed and memory, as ratios that travel between machines: `benchmark.py mask_dino`, `ms_deform_attn`, `lowrank`."""
 import argparse
 import sys
 from pathlib import Path
@@ -27,8 +27,8 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(measure=lambda args: ms_deform_attn.run(args.device, args.dtype))
 
     command = commands.add_parser("lowrank", help="low-rank methods against the frozen layer and against peft")
-    command.add_argument("--threads", type=int, default=2, help="1: CPU time, unmoved by other load (default: %(default)s)")
-    command.add_argument("--seconds", type=float, default=3.0, help="about how long a size is repeated (default: %(default)s)")
+    command.add_argument("--threads", type=int, default=1, help="1: CPU time; more: wall-clock (default: %(default)s)")
+    command.add_argument("--seconds", type=float, default=3.0, help="repeat each size so long (default: %(default)s)")
     command.set_defaults(measure=lambda args: lowrank.run(args.threads, seconds=args.seconds))
 
     for command in commands.choices.values():

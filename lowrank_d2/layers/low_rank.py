@@ -42,7 +42,7 @@ class Update:
         return None
 
     def thin(self, grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, *factors: Tensor) -> Optional[Gradients]:
-        """Gradients of x, if `need_x`, and of the factors without dW' (out, in), if that is cheaper; grad (n, out), x (n, in)."""
+        """Gradients of x (n, in), if `need_x`, and of the factors without dW' (out, in), if that is cheaper."""
         return None
 
 

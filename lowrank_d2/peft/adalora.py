@@ -1,4 +1,4 @@
-"""AdaLoRA: W + s B (A * E), and a budget of ranks that training moves to where they matter (Zhang et al., arXiv:2303.10512).
+"""AdaLoRA: W + s B (A * E), and a budget of ranks that training moves to where it matters (Zhang et al., 2303.10512).
 
 Every row of A, value of E and column of B is a triplet. From step to step the least important triplets of all matrices
 together lose their value in E, until `target_rank` a matrix are left on average; an orthogonality loss keeps the rows
@@ -17,7 +17,7 @@ from lowrank_d2.errors import ConfigError
 from lowrank_d2.layers.low_rank import LowRank, Update
 from lowrank_d2.peft import checks
 from lowrank_d2.peft.adapted import adapted_modules
-from lowrank_d2.peft.method import LowRankMethod, wide_zeros
+from lowrank_d2.peft.method import Factors, LowRankMethod, wide_zeros
 
 TRIPLET = ("lora_A", "lora_E", "lora_B")
 
@@ -39,7 +39,8 @@ class AdaLoRA(LowRankMethod):
 
     name: ClassVar[str] = "adalora"
     training_only: ClassVar[tuple[str, ...]] = (
-        "targets", "dropout", "target_rank", "tinit", "tfinal", "delta_t", "beta1", "beta2", "orthogonality", "total_steps"
+        "targets", "dropout", "target_rank", "tinit", "tfinal", "delta_t", "beta1", "beta2", "orthogonality",
+        "total_steps",
     )
 
     rank: int = 12
@@ -80,7 +81,7 @@ class AdaLoRA(LowRankMethod):
         nn.init.normal_(tensors["lora_B"], std=0.02)
         return tensors
 
-    def update(self, weight: Tensor, tensors: Mapping[str, Tensor], rows: Optional[Tensor]) -> tuple[Update, tuple[Tensor, ...]]:
+    def update(self, weight: Tensor, tensors: Mapping[str, Tensor], rows: Optional[Tensor]) -> tuple[Update, Factors]:
         return LowRank(self.scale), (tensors["lora_A"] * tensors["lora_E"], tensors["lora_B"])
 
     def change(self, x: Tensor, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -96,8 +97,8 @@ class AdaLoRA(LowRankMethod):
         initial, final = (round(x * total) if x < 1 else round(x) for x in (self.tinit, self.tfinal))
         if initial >= total - final:
             raise ConfigError(
-                f"Of {total} optimizer steps, {self.key('tinit')} keeps the first {initial} and {self.key('tfinal')} the "
-                f"last {final} free of pruning, so that none is left. Lower them, or train longer."
+                f"Of {total} optimizer steps, {self.key('tinit')} keeps the first {initial} and {self.key('tfinal')} "
+                f"the last {final} free of pruning, so that none is left. Lower them, or train longer."
             )
         return initial, total - final
 
@@ -113,19 +114,20 @@ def budget_at(step: int, start: int, target: int, first: int, last: int) -> int:
 
 
 def regularization(model: nn.Module) -> dict[str, Tensor]:
-    """The losses that the methods in `model` ask for beside the model's own, by name and weighted; {} without AdaLoRA."""
+    """The losses that the methods in `model` ask for beside its own, by name and weighted; {} without AdaLoRA."""
     matrices = list(_matrices(model))
     if not matrices:
         return {}
     terms = []
     for matrix in matrices:
         for rows in (matrix.tensors["lora_A"], matrix.tensors["lora_B"].t()):
-            terms.append(torch.linalg.matrix_norm(rows @ rows.t() - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)))
+            identity = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+            terms.append(torch.linalg.matrix_norm(rows @ rows.t() - identity))
     return {"loss_orthogonality": matrices[0].method.orthogonality * torch.stack(terms).mean()}
 
 
 def freed_by_budget(model: nn.Module) -> int:
-    """Parameters of the triplets that will be gone once the budget is reached, with `target_rank` left in every matrix."""
+    """Parameters of the triplets that are gone once the budget is reached, with `target_rank` left in every matrix."""
     return sum(
         (matrix.method.rank - matrix.method.target_rank)
         * sum(matrix.tensors[name].numel() // matrix.method.rank for name in TRIPLET)
@@ -212,7 +214,8 @@ class RankBudget:
         beta1, beta2 = self._method.beta1, self._method.beta2
         for name, parameter in self._parameters():
             if parameter.grad is None:
-                raise ConfigError(f"{name} took no part in the loss. Remove its module from {self._method.key('targets')}.")
+                key = self._method.key("targets")
+                raise ConfigError(f"{name} took no part in the loss. Remove its module from {key}.")
             now = (parameter * parameter.grad).abs()
             if not now.isfinite().all():  # mixed precision skips such a step
                 continue

@@ -22,7 +22,7 @@ PACKED = ("q", "k", "v")  # the order in which packed projections stack their ro
 
 @dataclass(frozen=True)
 class Rows:
-    """A range of rows of a weight that one update covers, with the method's `tensors`; their names end with `suffix`."""
+    """Rows of a weight that one update covers, with the method's `tensors`; their names end with `suffix`."""
 
     start: int
     stop: int

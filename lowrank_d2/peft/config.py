@@ -116,7 +116,7 @@ def method_from_fields(fields: Mapping[str, Any]) -> Method:
 
 
 def difference(recorded: Sequence[Method], ours: Sequence[Method]) -> str:
-    """Whether two sets of methods compute the same function from the same tensors; what acts in training alone may differ.
+    """Whether two sets of methods make the same function of the same tensors; what acts in training alone may differ.
 
     Returns:
         "" if they do, else the first difference with both values.

@@ -12,18 +12,19 @@ from torch.nn import functional as F
 
 from lowrank_d2.layers.low_rank import Magnitude, Update
 from lowrank_d2.peft.lora import LoRA
+from lowrank_d2.peft.method import Factors
 
 
 @dataclass(frozen=True)
 class DoRA(LoRA):
-    """LoRA's options and tensors, and a length for every row. With input dropout all of W' - W sees the dropped input."""
+    """LoRA's options and tensors, and a length for every row. Input dropout is seen by all of W' - W."""
 
     name: ClassVar[str] = "dora"
 
     def create(self, weight: Tensor) -> dict[str, Tensor]:
         return {**super().create(weight), "lora_magnitude_vector": lengths(weight)}
 
-    def update(self, weight: Tensor, tensors: Mapping[str, Tensor], rows: Optional[Tensor]) -> tuple[Update, tuple[Tensor, ...]]:
+    def update(self, weight: Tensor, tensors: Mapping[str, Tensor], rows: Optional[Tensor]) -> tuple[Update, Factors]:
         return Magnitude(self.scale), (tensors["lora_A"], tensors["lora_B"], tensors["lora_magnitude_vector"])
 
     def from_base(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

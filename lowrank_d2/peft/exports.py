@@ -70,11 +70,13 @@ def check_exchangeable(path: str, module: nn.Module, method: LowRankMethod) -> N
         elif isinstance(method, (LoRA, AdaLoRA)) and module.groups != 1:
             problem = f"peft's {method.name} knows no {module.groups} groups"
     if problem:
-        raise ConfigError(f"{path} cannot be exchanged with peft: {problem}. Use a delta file, or leave it out of TARGETS.")
+        raise ConfigError(
+            f"{path} cannot be exchanged with peft: {problem}. Use a delta file, or leave it out of TARGETS."
+        )
 
 
 def kept_triplets(config: Mapping[str, Any]) -> dict[str, list[bool]]:
-    """Module -> which triplets of AdaLoRA its tensors hold, from peft's options; {} for other methods and before pruning."""
+    """Module -> which triplets of AdaLoRA its tensors hold, from peft's options; {} for others and before pruning."""
     if str(config.get("peft_type")).lower() != "adalora":
         return {}
     return {name.removesuffix(".lora_E"): list(kept) for name, kept in (config.get("rank_pattern") or {}).items()}
@@ -106,7 +108,7 @@ def copy_in(path: str, module: Adapted, tensors: Mapping[str, Tensor], kept: Opt
 
 
 def budget_options(method: AdaLoRA, entries: Sequence[Export]) -> dict[str, Any]:
-    """Options of peft's AdaLoRA for what `export` returned: the common rank, the pattern of pruned triplets, a schedule."""
+    """Options of peft's AdaLoRA for what `export` returned: common rank, pattern of pruned triplets, schedule."""
     rank, alpha = _common_scale(entries)
     total = method.total_steps or 1000 + int(method.tinit) + int(method.tfinal)  # peft refuses a file without one
     first, last = method.steps(total)

@@ -46,7 +46,9 @@ _WITHOUT_COUNTERPART = {
     "alora_invocation_tokens": None, "arrow_config": None, "kasa_config": None, "velora_config": None,
     "monteclora_config": None,
 }
-_TENSOR = re.compile(r"(?P<path>.+)\.(?:lora_[AB](?:\.weight)?|lora_E|lora_magnitude_vector|(?:hada|lokr)_[wt][12](?:_[ab])?)")
+_TENSOR = re.compile(
+    r"(?P<path>.+)\.(?:lora_[AB](?:\.weight)?|lora_E|lora_magnitude_vector|(?:hada|lokr)_[wt][12](?:_[ab])?)"
+)
 
 
 def load_peft(model: nn.Module, folder: PathLike) -> nn.Module:
@@ -64,7 +66,8 @@ def load_peft(model: nn.Module, folder: PathLike) -> nn.Module:
     saved = _saved_entries(model, config, folder)
     paths = {match["path"] for name in tensors.keys() - saved if (match := _TENSOR.fullmatch(name))}
     _check_targets(model, config, paths, folder)
-    method = dataclasses.replace(method, targets=tuple(_exactly(path) for path in sorted(paths)), **_patterns(model, config, paths))
+    targets = tuple(_exactly(path) for path in sorted(paths))
+    method = dataclasses.replace(method, targets=targets, **_patterns(model, config, paths))
     modules = {path: model.get_submodule(path) for path in sorted(paths)}
     kept = exports.kept_triplets(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in saved}
@@ -97,7 +100,8 @@ def save_peft(model: nn.Module, folder: PathLike, base_model: Optional[str] = No
     method = _only_method(model)
     entries = exports.export(model, method)
     modules = _trained_modules(model)
-    config = {**_config_of(method, entries, model), "modules_to_save": modules or None, "base_model_name_or_path": base_model}
+    config = _config_of(method, entries, model)
+    config.update(modules_to_save=modules or None, base_model_name_or_path=base_model)
     tensors = {f"{entry.path}.{name}": tensor for entry in entries for name, tensor in entry.tensors.items()}
     tensors.update((name, tensor) for name, tensor in model.state_dict().items() if _owner(name) in modules)
     stored = {PREFIX + name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
@@ -137,7 +141,7 @@ def _method_of(config: Mapping[str, Any], folder: PathLike) -> LowRankMethod:
         raise DeltaError(f"{folder}: peft_type is {config.get('peft_type')!r}. Known are LORA, ADALORA, LOHA and LOKR.")
     for option, without in _WITHOUT_COUNTERPART.items():
         if config.get(option) not in (without, None):
-            raise DeltaError(f"{folder}: {option} is {config[option]!r}, which has no counterpart here. Train it without.")
+            raise DeltaError(f"{folder}: {option} is {config[option]!r}, which has no counterpart here. Train without.")
     values = {ours: config[theirs] for theirs, ours in _OPTIONS[kind].items() if config.get(theirs) is not None}
     if kind == "adalora":  # rank_pattern is something else there
         values["target_rank"] = min(values["target_rank"], values["rank"])
@@ -169,7 +173,8 @@ def _saved_entries(model: nn.Module, config: Mapping[str, Any], folder: PathLike
     for word in config.get("modules_to_save") or ():
         paths = [path for path, _ in model.named_modules() if _hits(path, word)]
         if not paths:
-            raise DeltaError(f"{folder}: modules_to_save names {word!r}, which is no module of this {type(model).__name__}.")
+            kind = type(model).__name__
+            raise DeltaError(f"{folder}: modules_to_save names {word!r}, which is no module of this {kind}.")
         found.update(name for name in model.state_dict() if any(name.startswith(f"{path}.") for path in paths))
     return found
 
@@ -181,7 +186,7 @@ def _check_targets(model: nn.Module, config: Mapping[str, Any], paths: set[str],
     outputs = _attention_outputs(model)
     unknown = paths - modules.keys()
     if unknown:
-        raise DeltaError(f"{folder} has tensors for {min(unknown)}, which is nothing that can be adapted in this {kind}.")
+        raise DeltaError(f"{folder} has tensors for {min(unknown)}, which is nothing to adapt in this {kind}.")
     if not paths:
         raise DeltaError(f"{folder} has no tensors of a method. Was it saved before it was trained?")
     targets, excluded = config.get("target_modules"), config.get("exclude_modules") or ()
@@ -192,7 +197,7 @@ def _check_targets(model: nn.Module, config: Mapping[str, Any], paths: set[str],
     if meant != paths:
         name = min(meant ^ paths)
         which = "has no tensors for" if name in meant else "has tensors but no target_modules for"
-        raise DeltaError(f"{folder} {which} {name}, a module of this {kind}. Use the model that the adapter was trained in.")
+        raise DeltaError(f"{folder} {which} {name}, a module of this {kind}. Use the model that it was trained in.")
 
 
 def _check_tensors(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], folder: PathLike) -> None:
@@ -200,13 +205,15 @@ def _check_tensors(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, 
     if astray:
         name = min(astray)
         where = "is missing" if name in shapes else "belongs to nothing in this model"
-        raise DeltaError(f"{folder}/{TENSOR_FILE}: {PREFIX}{name} {where}. Copy the file again, or use the model it was made for.")
+        raise DeltaError(
+            f"{folder}/{TENSOR_FILE}: {PREFIX}{name} {where}. Copy the file again, or use the model it was made for."
+        )
     for name, shape in shapes.items():
         theirs = tuple(tensors[name].shape)
         if theirs != shape:
             raise DeltaError(f"{folder}/{TENSOR_FILE}: {PREFIX}{name} is {theirs}, this model needs {shape}.")
         if not tensors[name].isfinite().all():
-            raise DeltaError(f"{folder}/{TENSOR_FILE}: {PREFIX}{name} holds NaN or Inf. Take an adapter from before that.")
+            raise DeltaError(f"{folder}/{TENSOR_FILE}: {PREFIX}{name} holds NaN or Inf. Take an earlier adapter.")
 
 
 def _only_method(model: nn.Module) -> LowRankMethod:
@@ -231,7 +238,9 @@ def _trained_modules(model: nn.Module) -> list[str]:
         if not parameter.requires_grad or added:
             continue
         if path in adapted or not path:
-            raise ConfigError(f"{name} trains itself and has a method too, which peft's files cannot say. Save a delta instead.")
+            raise ConfigError(
+                f"{name} trains itself and has a method too, which peft's files cannot say. Save a delta instead."
+            )
         trained.add(path)
     return sorted(trained)
 
@@ -240,10 +249,11 @@ def _config_of(method: LowRankMethod, entries: Sequence[exports.Export], model: 
     config = {theirs: _number(getattr(method, ours)) for theirs, ours in _OPTIONS[method.name].items()}
     kind = "lora" if method.name == "dora" else method.name
     paths = sorted({entry.path for entry in entries})
-    endings = [name for name, module in model.named_modules() if can_adapt(module) and name not in paths and _hits(name, paths)]
+    others = [name for name, module in model.named_modules() if can_adapt(module) and name not in paths]
+    exact = not any(_hits(name, paths) for name in others)
     config.update(
         peft_type=kind.upper(),
-        target_modules="|".join(re.escape(path) for path in paths) if endings else paths,
+        target_modules=paths if exact else "|".join(re.escape(path) for path in paths),
         inference_mode=True,
         task_type=None,
         rank_pattern={},

@@ -154,7 +154,7 @@ def _check_patterns(method: LowRankMethod, names: Sequence[str]) -> None:
         for pattern, _ in getattr(method, option):
             key = method.key(option)
             if not any(matches(name, pattern, key) for name in names):
-                raise ConfigError(f"{key}: {pattern!r} matches none of the targets: {_listed(names)}. Correct or drop it.")
+                raise ConfigError(f"{key}: {pattern!r} matches none of the targets: {_listed(names)}. Correct it.")
 
 
 def _check_disjoint(plans: Sequence[tuple[Method, list]]) -> None:
@@ -164,8 +164,8 @@ def _check_disjoint(plans: Sequence[tuple[Method, list]]) -> None:
             other = owners.setdefault(id(place.module), method)
             if other is not method:
                 raise ConfigError(
-                    f"{method.key('targets')}: {place.name} is a target of {other.name!r} too. Give every method TARGETS "
-                    "of its own."
+                    f"{method.key('targets')}: {place.name} is a target of {other.name!r} too. Give every method "
+                    "TARGETS of its own."
                 )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lowrank_d2.layers.low_rank import Hadamard, LowRank, Update, khatri_rao, thin_pays
 from lowrank_d2.peft import checks
-from lowrank_d2.peft.method import RowDropoutMethod, wide_zeros
+from lowrank_d2.peft.method import Factors, RowDropoutMethod, wide_zeros
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LoHa(RowDropoutMethod):
             nn.init.kaiming_uniform_(tensors[name], a=math.sqrt(5))
         return tensors
 
-    def update(self, weight: Tensor, tensors: Mapping[str, Tensor], rows: Optional[Tensor]) -> tuple[Update, tuple[Tensor, ...]]:
+    def update(self, weight: Tensor, tensors: Mapping[str, Tensor], rows: Optional[Tensor]) -> tuple[Update, Factors]:
         a1, b1, a2, b2 = (factor for part in "12" for factor in _factors(tensors, part))
         if rows is not None:
             a1 = a1 * rows[:, None].to(a1.dtype)

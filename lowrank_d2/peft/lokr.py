@@ -1,7 +1,7 @@
-"""LoKr: W + s kron(w1, w2), a Kronecker product of two small matrices, one of them of low rank (LyCORIS, arXiv:2309.14859).
+"""LoKr: W + s kron(w1, w2), a Kronecker product of small matrices, one of them of low rank (LyCORIS, arXiv:2309.14859).
 
 out = o1 o2 and in = i1 i2; w1 is (o1, i1), w2 (o2, i2), for a convolution (o2, i2, height, width). A factor that would
-not get smaller by it stays whole; the scale is alpha / rank in any case, as peft has it (LyCORIS: 1 with two whole ones).
+not get smaller by it stays whole; the scale is alpha / rank even then, as peft has it (LyCORIS: 1 with two whole ones).
 """
 import math
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lowrank_d2.layers.low_rank import Kronecker, Update
 from lowrank_d2.peft import checks
 from lowrank_d2.peft.loha import has_core, with_core
-from lowrank_d2.peft.method import RowDropoutMethod, wide_zeros
+from lowrank_d2.peft.method import Factors, RowDropoutMethod, wide_zeros
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class LoKr(RowDropoutMethod):
         factor: o1 and i1 if it divides out and in; else the largest divisor up to it and up to the root. -1: no limit.
         decompose_both: w1 may be of low rank too.
         rank_dropout_scale: rank dropout keeps the mean.
-        effective_conv2d: a convolution with a kernel above 1 x 1 gets a core (rank, rank, height, width) in w2 instead of
-            factors of the flattened kernel.
+        effective_conv2d: a convolution with a kernel above 1 x 1 gets a core (rank, rank, height, width) in w2 instead
+            of factors of the flattened kernel.
     """
 
     name: ClassVar[str] = "lokr"
@@ -63,7 +63,7 @@ class LoKr(RowDropoutMethod):
             nn.init.kaiming_uniform_(tensors[name], a=math.sqrt(5))
         return tensors
 
-    def update(self, weight: Tensor, tensors: Mapping[str, Tensor], rows: Optional[Tensor]) -> tuple[Update, tuple[Tensor, ...]]:
+    def update(self, weight: Tensor, tensors: Mapping[str, Tensor], rows: Optional[Tensor]) -> tuple[Update, Factors]:
         w1 = tensors["lokr_w1"] if "lokr_w1" in tensors else tensors["lokr_w1_a"] @ tensors["lokr_w1_b"]
         if "lokr_w2" in tensors:
             w2 = (tensors["lokr_w2"].flatten(1),)

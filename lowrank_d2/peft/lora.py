@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lowrank_d2.layers.low_rank import LowRank, Update
 from lowrank_d2.peft import checks
-from lowrank_d2.peft.method import LowRankMethod, wide_zeros
+from lowrank_d2.peft.method import Factors, LowRankMethod, wide_zeros
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class LoRA(LowRankMethod):
         nn.init.kaiming_uniform_(down, a=math.sqrt(5))
         return {"lora_A": down, "lora_B": wide_zeros(weight, len(weight), self.rank)}
 
-    def update(self, weight: Tensor, tensors: Mapping[str, Tensor], rows: Optional[Tensor]) -> tuple[Update, tuple[Tensor, ...]]:
+    def update(self, weight: Tensor, tensors: Mapping[str, Tensor], rows: Optional[Tensor]) -> tuple[Update, Factors]:
         return LowRank(self.scale), (tensors["lora_A"], tensors["lora_B"])
 
     def change(self, x: Tensor, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:

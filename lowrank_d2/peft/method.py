@@ -17,6 +17,8 @@ from lowrank_d2.errors import ConfigError
 from lowrank_d2.layers.low_rank import Update, adapted_linear
 from lowrank_d2.peft import checks
 
+Factors = tuple[Tensor, ...]
+
 
 @dataclass(frozen=True)
 class LowRankMethod:
@@ -27,7 +29,7 @@ class LowRankMethod:
         alpha: the update is scaled by alpha / rank, unless the method says otherwise. None: alpha = rank.
         targets: names of modules (see `lowrank_d2.peft.inject`); () = the model's own choice.
         rank_pattern, alpha_pattern: ((name, value), ...), another rank or alpha for the targets so named; a name is
-            matched as in `targets`, and the first that matches counts. The alpha of a target stays where only its rank differs.
+            matched as in `targets`, and the first that matches counts. Where only the rank differs, alpha stays.
 
     Raises:
         ConfigError: a value out of range, by the name of its configuration key.
@@ -76,7 +78,7 @@ class LowRankMethod:
         """
         raise NotImplementedError
 
-    def update(self, weight: Tensor, tensors: Mapping[str, Tensor], rows: Optional[Tensor]) -> tuple[Update, tuple[Tensor, ...]]:
+    def update(self, weight: Tensor, tensors: Mapping[str, Tensor], rows: Optional[Tensor]) -> tuple[Update, Factors]:
         """The update and its factors for `weight.flatten(1)`; `rows` (out,) multiplies the change of each row."""
         raise NotImplementedError
 

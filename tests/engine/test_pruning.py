@@ -9,9 +9,9 @@ from lowrank_d2.errors import ConfigError
 from tests.engine.tiny import TinyTrainer, losses_of, register, tiny_config
 
 WORDS = [
-    "MODEL.PEFT.METHODS", "['adalora']", "MODEL.PEFT.TRAIN", "none", "MODEL.PEFT.ADALORA.TARGETS", "['head.1', 'head.3']",
-    "MODEL.PEFT.ADALORA.RANK", "4", "MODEL.PEFT.ADALORA.TARGET_RANK", "2", "MODEL.PEFT.ADALORA.TINIT", "2",
-    "MODEL.PEFT.ADALORA.TFINAL", "3", "SOLVER.MAX_ITER", "8",
+    "MODEL.PEFT.METHODS", "['adalora']", "MODEL.PEFT.TRAIN", "none",
+    "MODEL.PEFT.ADALORA.TARGETS", "['head.1', 'head.3']", "MODEL.PEFT.ADALORA.RANK", "4",
+    "MODEL.PEFT.ADALORA.TARGET_RANK", "2", "MODEL.PEFT.ADALORA.TINIT", "2", "MODEL.PEFT.ADALORA.TFINAL", "3", "SOLVER.MAX_ITER", "8",
 ]
 
 
@@ -58,5 +58,5 @@ def test_the_orthogonality_loss_is_part_of_the_total(tmp_path, dataset):
 
 
 def test_a_training_too_short_for_the_schedule_is_refused_at_once(tmp_path, dataset):
-    with pytest.raises(ConfigError, match="Of 5 optimizer steps, .*TINIT keeps the first 2 and .*TFINAL the last 3 free"):
+    with pytest.raises(ConfigError, match="Of 5 optimizer steps, .*TINIT keeps the first 2 and .*TFINAL the last 3"):
         TinyTrainer(tiny_config(tmp_path, dataset, *WORDS[:-1], "5"))

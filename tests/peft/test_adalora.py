@@ -130,7 +130,8 @@ def test_a_continued_training_equals_an_uninterrupted_one(tmp_path, cut):
     train(first, first_budget, first_optimizer, 1, cut)
     torch.save([first.state_dict(), first_budget.state_dict(), first_optimizer.state_dict()], tmp_path / "state.pth")
     second, second_budget, second_optimizer = start()
-    for part, state in zip((second, second_budget, second_optimizer), torch.load(tmp_path / "state.pth", weights_only=True)):
+    saved = torch.load(tmp_path / "state.pth", weights_only=True)
+    for part, state in zip((second, second_budget, second_optimizer), saved):
         part.load_state_dict(state)
     train(second, second_budget, second_optimizer, cut + 1, 10)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in second.state_dict().items())
@@ -162,7 +163,8 @@ def test_slices_are_matrices_of_their_own():
 def test_shares_of_the_training_and_counts():
     method = AdaLoRA(24, target_rank=16, tinit=0.2, tfinal=0.4)
     assert method.steps(920) == (184, 920 - 368)
-    model = inject(nn.Sequential(*[nn.Linear(384, 384) for _ in range(2)]), [AdaLoRA(24, target_rank=16, targets=("0", "1"))])
+    two = nn.Sequential(nn.Linear(384, 384), nn.Linear(384, 384))
+    model = inject(two, [AdaLoRA(24, target_rank=16, targets=("0", "1"))])
     assert count(model).added == 2 * 18_456 and count(model).added_after_budget == 2 * 295_296 // 24
 
 
@@ -179,16 +181,17 @@ def test_a_step_that_was_not_finite_is_not_observed():
 
 
 def test_mistakes_are_named():
-    for option, value in (("beta1", 1), ("delta_t", 0), ("tinit", -1), ("orthogonality", "x"), ("total_steps", 0.5)):
+    wrong = {"beta1": 1, "delta_t": 0, "tinit": -1, "orthogonality": "x", "total_steps": 0.5}
+    for option, value in wrong.items():
         with pytest.raises(ConfigError, match=f"MODEL.PEFT.ADALORA.{option.upper()} is {value!r}"):
             AdaLoRA(**{option: value})
     model = inject(net(), [AdaLoRA(12, **OPTIONS)])
-    with pytest.raises(ConfigError, match="Of 4 optimizer steps, .*TINIT keeps the first 2 and .*TFINAL the last 2 free"):
+    with pytest.raises(ConfigError, match="Of 4 optimizer steps, .*TINIT keeps the first 2 and .*TFINAL the last 2"):
         RankBudget(model, 4)
     with pytest.raises(ConfigError, match="has no AdaLoRA"):
         RankBudget(net(), 10)
     with pytest.raises(ConfigError, match="0.lora_A took no part in the loss"):
         RankBudget(model, 10).step()
     low = inject(net(), [AdaLoRA(8, rank_pattern=(("0", 2),), targets=NAMES, target_rank=8)])
-    with pytest.raises(ConfigError, match="TARGET_RANK 8 makes 16 triplets in 2 matrices, but RANK and RANK_PATTERN start with 10"):
+    with pytest.raises(ConfigError, match="TARGET_RANK 8 makes 16 triplets in 2 matrices, but .* start with 10"):
         RankBudget(low, 100)

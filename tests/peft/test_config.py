@@ -9,7 +9,8 @@ from lowrank_d2.peft.config import METHODS, difference, method_fields, method_fr
 
 
 def options(**changes):
-    return Node(**{**dict(RANK=8, ALPHA=None, DROPOUT=0.0, RSLORA=False, TARGETS=[], RANK_PATTERN=[], ALPHA_PATTERN=[]), **changes})
+    values = dict(RANK=8, ALPHA=None, DROPOUT=0.0, RSLORA=False, TARGETS=[], RANK_PATTERN=[], ALPHA_PATTERN=[])
+    return Node(**{**values, **changes})
 
 
 def node(**changes):
@@ -43,7 +44,8 @@ def test_every_key_reaches_its_field():
             ADAPTER=Node(REPEATS=3, REDUCTION=8, RESIDUAL="kappa", INIT="xavier"),
         )
     )
-    assert config == PeftConfig((Adapter(3, 8, "kappa", "xavier"), LoRA(4, 2.0, rslora=True, targets=("a", "b"), rank_pattern=(("a", 2),))), "none", False)
+    lora = LoRA(4, 2.0, rslora=True, targets=("a", "b"), rank_pattern=(("a", 2),))
+    assert config == PeftConfig((Adapter(3, 8, "kappa", "xavier"), lora), "none", False)
 
 
 def test_the_options_of_a_method_that_is_not_used_are_not_judged():

@@ -30,6 +30,7 @@ METHODS = {
     "lokr in small factors": LoKr(2, 6, factor=4, decompose_both=True, targets=TARGETS),
     "lokr with cores": LoKr(1, 6, targets=TARGETS, effective_conv2d=True),
 }
+FC1 = "base_model.model.fc1."
 every_method = pytest.mark.parametrize("kind", METHODS)
 
 
@@ -122,29 +123,32 @@ def test_the_same_weights_give_the_same_gradients(inputs, tmp_path, kind):
     compared = 0
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or (kind == "loha with cores" and name.startswith("conv")):
-            continue  # peft's own backward pass for cores is another function's: its outputs do not have this derivative
+            continue  # peft's own backward pass for cores is not the derivative of its outputs
         ours, want = parameter.grad, found[name].reshape(parameter.shape)
         assert (ours - want).abs().max() <= 1e-5 * want.abs().max(), name
         compared += 1
     assert compared >= 4
-    torch.testing.assert_close(pictures[0].grad, pictures[1].grad, rtol=1e-4, atol=1e-4 * pictures[1].grad.abs().max().item())
+    ours, want = (picture.grad for picture in pictures)
+    assert (ours - want).abs().max() <= 1e-5 * want.abs().max()
 
 
 @pytest.mark.parametrize("rows", ["q", "v", "q,v", "q,k,v"])
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "adalora", "loha"])
 def test_slices_of_a_packed_projection_become_one_stack(inputs, tmp_path, kind, rows):
-    kinds = {"lora": LoRA, "dora": DoRA, "loha": LoHa}
-    options = {"targets": (f"qkv[{rows}]", "fc1")}
-    method = {"rslora": lambda: LoRA(2, 3, rslora=True, **options), "adalora": lambda: AdaLoRA(2, 3, target_rank=1, **options)}.get(
-        kind, lambda: kinds[kind](2, 3, **options))()
-    model = trained(Plain(), method)
+    kinds = {"lora": LoRA, "dora": DoRA, "loha": LoHa, "rslora": LoRA, "adalora": AdaLoRA}
+    options = {"rslora": {"rslora": True}, "adalora": {"target_rank": 1}}.get(kind, {})
+    model = trained(Plain(), kinds[kind](2, 3, targets=(f"qkv[{rows}]", "fc1"), **options))
     save_peft(model, tmp_path / "ours")
     theirs = through_peft(Plain(), tmp_path / "ours", tmp_path / "theirs")
     same(model(*inputs), theirs(*inputs))
     same(load_peft(Plain(), tmp_path / "theirs").eval()(*inputs), model(*inputs))
 
 
-@pytest.mark.parametrize("targets", [("attn",), ("attn[q,v]", "other.out_proj"), ("attn[k]", "attn.out_proj"), ("other", "out_proj")])
+@pytest.mark.parametrize(
+    "targets",
+    [("attn",), ("attn[q,v]", "other.out_proj"), ("attn[k]", "attn.out_proj"), ("other", "out_proj")],
+    ids=str,
+)
 @pytest.mark.parametrize("rslora", [False, True])
 def test_torch_s_attention(tmp_path, targets, rslora):
     model, x = trained(Attentive(), LoRA(2, 3, rslora=rslora, targets=targets)), torch.randn(2, 5, 8)
@@ -179,7 +183,8 @@ def test_pruned_triplets_survive(inputs, tmp_path):
 def twin_base(model):
     """A plain model with the base weights (and the moved statistics) inside an adapted one."""
     base = Plain()
-    base.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name not in added_names(model)})
+    added = added_names(model)
+    base.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name not in added})
     return base
 
 
@@ -198,7 +203,8 @@ def test_trained_modules_of_the_base_go_with_it(inputs, tmp_path):
 
 
 def test_an_adapter_trained_by_peft_is_taken_over(inputs, tmp_path):
-    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=r".*fc\d|qkv", rank_pattern={"fc1": 2}, alpha_pattern={"^qkv": 7})
+    patterns = {"rank_pattern": {"fc1": 2}, "alpha_pattern": {"^qkv": 7}}
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=r".*fc\d|qkv", **patterns)
     theirs = peft.get_peft_model(Plain(), config).eval()
     for name, parameter in theirs.named_parameters():
         if "lora_B" in name:
@@ -206,20 +212,21 @@ def test_an_adapter_trained_by_peft_is_taken_over(inputs, tmp_path):
     theirs.save_pretrained(tmp_path)
     model = load_peft(Plain(), tmp_path).eval()
     same(model(*inputs), theirs(*inputs))
-    assert (model.fc1.method.rank, model.fc1.method.alpha, model.qkv.method.alpha, model.fc2.method.rank) == (2, 5.0, 7.0, 3)
+    assert (model.fc1.method.rank, model.fc1.method.alpha) == (2, 5.0)
+    assert (model.fc2.method.rank, model.qkv.method.alpha) == (3, 7.0)
 
 
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda c, t: t.pop("base_model.model.fc1.lora_B.weight"), "base_model.model.fc1.lora_B.weight is missing"),
+        (lambda c, t: t.pop(f"{FC1}lora_B.weight"), f"{FC1}lora_B.weight is missing"),
         (lambda c, t: [t.pop(name) for name in list(t) if "fc1" in name], "has no tensors for fc1"),
-        (lambda c, t: t.update({"base_model.model.fc1.lora_C.weight": torch.ones(1)}), "fc1.lora_C.weight belongs to nothing"),
-        (lambda c, t: t.update({"base_model.model.head.weight": torch.ones(3, 16)}), "head.weight belongs to nothing"),
-        (lambda c, t: t.update({"base_model.model.nose.lora_A.weight": torch.ones(1)}), "has tensors for nose, which is nothing"),
+        (lambda c, t: t.update({f"{FC1}lora_C.weight": torch.ones(1)}), "fc1.lora_C.weight belongs to nothing"),
+        (lambda c, t: t.update({"base_model.model.head.weight": torch.ones(1)}), "head.weight belongs to nothing"),
+        (lambda c, t: t.update({"base_model.model.nose.lora_A.weight": torch.ones(1)}), "has tensors for nose, which"),
         (lambda c, t: t.update({"fc1.weight": torch.ones(1)}), "fc1.weight is none of peft's"),
-        (lambda c, t: t.update({"base_model.model.fc1.lora_B.weight": torch.ones(24, 5)}), r"is \(24, 5\), this model needs \(24, 4\)"),
-        (lambda c, t: t["base_model.model.fc1.lora_B.weight"].fill_(float("nan")), "holds NaN or Inf"),
+        (lambda c, t: t.update({f"{FC1}lora_B.weight": torch.ones(24, 5)}), r"is \(24, 5\), this model needs \(24, 4"),
+        (lambda c, t: t[f"{FC1}lora_B.weight"].fill_(float("nan")), "holds NaN or Inf"),
         (lambda c, t: c.update(target_modules=["fc1", "fc2", "conv"]), "has tensors but no target_modules for point"),
         (lambda c, t: c.update(r=5), r"is \(4, \d+.*this model needs \(5, \d+"),
         (lambda c, t: c.update(r=0), "RANK is 0"),
@@ -264,11 +271,12 @@ def test_what_peft_cannot_say_is_not_written(tmp_path):
     conv = [LoRA(2, targets=("0",))]
     refused(nn.Sequential(Normed(2, 2, 3)), conv, "0 cannot be exchanged with peft: it is a Normed")
     refused(nn.Sequential(nn.Conv2d(2, 2, 3, dilation=2)), conv, "peft forgets the dilation")
-    refused(nn.Sequential(nn.Conv2d(2, 2, 3, padding_mode="circular")), conv, "peft pads with zeros, this convolution by 'circular'")
+    refused(nn.Sequential(nn.Conv2d(2, 2, 3, padding_mode="circular")), conv, "peft pads with zeros, .* by 'circular'")
     refused(nn.Sequential(nn.Conv2d(2, 2, 3, groups=2)), conv, "knows no 2 groups")
     refused(Attentive(), [DoRA(2, targets=("attn",))], "MultiheadAttention by LoRA alone")
     refused(Plain(), [LoKr(2, targets=("qkv[q]",))], "qkv: peft cannot adapt slices of a projection with lokr")
-    refused(Plain(), [LoRA(2, targets=("fc1",)), LoHa(2, targets=("fc2",))], r"one low-rank method, this Plain has \['lora', 'loha'\]")
+    two = [LoRA(2, targets=("fc1",)), LoHa(2, targets=("fc2",))]
+    refused(Plain(), two, r"one low-rank method, this Plain has \['lora', 'loha'\]")
     refused(Plain(), [LoRA(2, targets=("fc1",))], "fc1.weight trains itself and has a method too", train="all")
     with pytest.raises(ConfigError, match="this Plain has none"):
         save_peft(Plain(), tmp_path)

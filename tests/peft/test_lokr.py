@@ -9,8 +9,8 @@ from lowrank_d2.peft.lokr import split
 
 @pytest.mark.parametrize(
     "size, factor, sizes",
-    [(384, -1, (16, 24)), (384, 4, (4, 96)), (384, 5, (4, 96)), (384, 96, (96, 4)), (127, -1, (1, 127)), (127, 127, (127, 1)),
-     (36, -1, (6, 6)), (12, 5, (3, 4)), (1, -1, (1, 1))],
+    [(384, -1, (16, 24)), (384, 4, (4, 96)), (384, 5, (4, 96)), (384, 96, (96, 4)), (127, -1, (1, 127)),
+     (127, 127, (127, 1)), (36, -1, (6, 6)), (12, 5, (3, 4)), (1, -1, (1, 1))],
 )
 def test_sizes_are_split_as_the_original_does(size, factor, sizes):
     assert split(size, factor) == sizes
@@ -27,7 +27,8 @@ def test_factors_are_decomposed_where_that_makes_them_smaller():
         "lokr_w1": (4, 4), "lokr_w2_a": (96, 16), "lokr_w2_b": (16, 96)}
     assert shapes(LoKr(2, factor=6, decompose_both=True, **where), nn.Linear(36, 36)) == {
         "lokr_w1_a": (6, 2), "lokr_w1_b": (2, 6), "lokr_w2_a": (6, 2), "lokr_w2_b": (2, 6)}
-    assert shapes(LoKr(3, factor=6, decompose_both=True, **where), nn.Linear(36, 36)) == {"lokr_w1": (6, 6), "lokr_w2": (6, 6)}
+    both = LoKr(3, factor=6, decompose_both=True, **where)
+    assert shapes(both, nn.Linear(36, 36)) == {"lokr_w1": (6, 6), "lokr_w2": (6, 6)}
     conv = nn.Conv2d(8, 12, 3)
     assert shapes(LoKr(1, **where), conv) == {"lokr_w1": (3, 2), "lokr_w2_a": (4, 1), "lokr_w2_b": (1, 36)}
     assert shapes(LoKr(1, effective_conv2d=True, **where), nn.Conv2d(8, 12, 3)) == {

@@ -10,6 +10,7 @@ from lowrank_d2.errors import ConfigError
 from lowrank_d2.peft import (
     AdaLoRA, Adapter, DeltaSet, DoRA, LoHa, LoKr, LoRA, check_gradients, count, inject, load_delta, merge, save_delta
 )
+from lowrank_d2.peft.adapted import adapted_modules
 from lowrank_d2.peft.trainable import added_names
 
 KINDS = {
@@ -63,7 +64,9 @@ def test_the_start_is_the_base(make_toy, images, kind):
 
 
 @every_method
-@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"dilation": 2, "stride": 2, "padding_mode": "circular"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"groups": 2}, {"dilation": 2, "stride": 2, "padding_mode": "circular"}], ids=str
+)
 def test_a_convolution_acts_on_the_weight_before_its_norm(kind, options):
     model = randomize(inject(convolutions(**options), [KINDS[kind](targets=("0", "1"))]))
     plain = convolutions(**options)
@@ -81,7 +84,8 @@ def test_a_delta_saves_loads_merges_and_switches(make_toy, train_steps, images, 
     deltas = DeltaSet(inject(make_toy(base=base), [KINDS[kind]()], "embeddings").eval())
     wanted = {}
     for n in (1, 2):
-        model = train_steps(randomize(inject(make_toy(base=base), [KINDS[kind](), Adapter()][: n % 2 + 1], "embeddings"), n))
+        methods = [KINDS[kind](), Adapter()] if n == 1 else [KINDS[kind]()]
+        model = train_steps(randomize(inject(make_toy(base=base), methods, "embeddings"), n))
         if n == 1:
             path = tmp_path / "with_adapters.safetensors"
             save_delta(model, path, class_names=list("abc"))
@@ -153,14 +157,14 @@ def test_copies_compute_the_same(kind, copied):
 def test_patterns_give_a_target_its_own_rank_and_alpha(make_toy, kind):
     ranks, alphas = (("re:.*0.value_proj", 3), ("value_proj", 1)), (("1.value_proj", 9),)
     model = inject(make_toy(), [KINDS[kind](rank_pattern=ranks, alpha_pattern=alphas)])
-    found = {name: (module.method.rank, module.method.alpha) for name, module in model.named_modules() if hasattr(module, "slices")}
+    found = {name: (module.method.rank, module.method.alpha) for name, module in adapted_modules(model)}
     rank = 1 if kind == "lokr" else 2
     assert found["decoder.0.value_proj"] == (3, 3.0) and found["decoder.1.value_proj"] == (1, 9.0)
     assert found["pixel_decoder.value_proj"] == (1, 3.0) and found["decoder.0.qkv"] == (rank, 3.0)
 
 
 def test_a_pattern_that_matches_no_target_is_an_error(make_toy):
-    with pytest.raises(ConfigError, match="LORA.RANK_PATTERN: 'class_embed' matches none of the targets: pixel_decoder.value_proj"):
+    with pytest.raises(ConfigError, match="LORA.RANK_PATTERN: 'class_embed' matches none of the targets: pixel_dec"):
         inject(make_toy(), [LoRA(rank_pattern=(("class_embed", 2),))])
     with pytest.raises(ConfigError, match=r"ALPHA_PATTERN is \[1\]. Use a list of pairs"):
         LoRA(alpha_pattern=[1])
@@ -187,7 +191,8 @@ def test_input_dropout_acts_on_the_change_alone(kind):
     torch.manual_seed(4)
     dropped = nn.functional.dropout(x, 0.5)
     module = linear[0]
-    want = nn.functional.linear(x, module.stored_weight, module.bias) + dropped @ (module.weight - module.stored_weight).t()
+    want = nn.functional.linear(x, module.stored_weight, module.bias)
+    want = want + dropped @ (module.weight - module.stored_weight).t()
     torch.testing.assert_close(got, want)
     torch.manual_seed(4)
     got = nn.Sequential(model[0]).train()(pictures)
@@ -201,7 +206,7 @@ def test_input_dropout_acts_on_the_change_alone(kind):
 
 def test_dropout_where_the_input_is_hidden_is_refused():
     for target in ("0", "out_proj"):
-        with pytest.raises(ConfigError, match=f"'{target}' belongs to torch's MultiheadAttention.*DROPOUT 0.1 could not act"):
+        with pytest.raises(ConfigError, match=f"'{target}' belongs to torch's MultiheadAttention.*0.1 could not act"):
             inject(nn.Sequential(nn.MultiheadAttention(8, 2)), [LoRA(dropout=0.1, targets=(target,))])
 
 

@@ -1,4 +1,4 @@
-"""Low-rank methods against the frozen layer and against Hugging Face peft: forward and backward, one layer and models."""
+"""Low-rank methods against the frozen layer and against Hugging Face peft: forward and backward, layers and models."""
 import functools
 import os
 import time
@@ -27,12 +27,12 @@ METHODS: Mapping[str, Callable[[Sequence[str]], LowRankMethod]] = {
     "lokr": lambda targets: LoKr(RANK, factor=8, targets=tuple(targets)),
 }
 LEVELS = ((64, 64), (32, 32), (16, 16))  # 5,376 cells: an image of 512 x 512
-# The kernel takes back and hands out freed memory in the middle of a measurement; what page faults it then pays is chance.
+# Freed memory may go back to the kernel and return with page faults in the middle of a measurement, or may not.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_MMAP_THRESHOLD_": str(2**40)}
 
 
 def run(
-    threads: int = 2,
+    threads: int = 1,
     widths: Sequence[int] = WIDTHS,
     tokens: Sequence[int] = TOKENS,
     methods: Sequence[str] = tuple(METHODS),
@@ -43,7 +43,7 @@ def run(
 
     Args:
         threads: with one, CPU time is measured, which other programs hardly disturb; with more, wall-clock time.
-        seconds: each size is repeated for about so long, but at least three times.
+        seconds: each size is repeated for about so long, but at least twice.
 
     Returns:
         "cases": [{"method", "width", "tokens", "relative_to_frozen", "peft_relative": times over that of the frozen
@@ -90,7 +90,12 @@ def _one_layer(width: int) -> nn.Module:
 
 
 def _measure(
-    build: Callable[[], nn.Module], targets: Sequence[str], x: Tensor, methods: Sequence[str], threads: int, seconds: float
+    build: Callable[[], nn.Module],
+    targets: Sequence[str],
+    x: Tensor,
+    methods: Sequence[str],
+    threads: int,
+    seconds: float,
 ) -> tuple[list[dict], float]:
     """One row a method, and the frozen model's milliseconds."""
     nets = {"frozen": build().requires_grad_(False)}
@@ -119,7 +124,7 @@ def _best(calls: Mapping[str, Callable[[], float]], seconds: float) -> dict[str,
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
-    while len(times["frozen"]) < 3 or time.perf_counter() - start < seconds:
+    while len(times["frozen"]) < 2 or time.perf_counter() - start < seconds:
         for name, call in calls.items():
             times[name].append(call())
     return {name: min(found) for name, found in times.items()}
@@ -168,11 +173,12 @@ def _with_values(net: nn.Module) -> nn.Module:
 def _by_peft(net: nn.Module, method: str, targets: Sequence[str]) -> nn.Module:
     import peft
 
-    targets, both = list(targets), {"r": RANK, "target_modules": list(targets)}
+    where = {"target_modules": list(targets)}
+    both = {"r": RANK, **where}
     config = {
         "lora": lambda: peft.LoraConfig(lora_alpha=RANK, **both),
         "dora": lambda: peft.LoraConfig(lora_alpha=RANK, use_dora=True, **both),
-        "adalora": lambda: peft.AdaLoraConfig(init_r=RANK, target_r=RANK, lora_alpha=RANK, total_step=1, target_modules=targets),
+        "adalora": lambda: peft.AdaLoraConfig(init_r=RANK, target_r=RANK, lora_alpha=RANK, total_step=1, **where),
         "loha": lambda: peft.LoHaConfig(alpha=RANK, **both),
         "lokr": lambda: peft.LoKrConfig(alpha=RANK, decompose_factor=8, **both),
     }[method]()
@@ -210,7 +216,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, S, width) -> the same."""
         z = self.norm1(x)
-        q, k, v = (part(z).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        parts = (self.query, self.key, self.value)
+        q, k, v = (part(z).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
