@@ -6,7 +6,7 @@ dropped or repaired, an info where nothing is lost. Nothing is written; the repa
 `truth.py`'s.
 """
 
-import re
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from lowrank_d2.data.annotation_file import coco_content, load_json
+from lowrank_d2.data.class_names import match_names
 from lowrank_d2.data.image_files import BadImage, ImageFolder
 from lowrank_d2.data.problems import Report
 from lowrank_d2.data.segmentations import Flaw, examine, examine_box
@@ -128,6 +129,14 @@ class _Reader:
                 )
             elif key is not None:
                 names[key] = str(row["name"])
+                if not names[key].strip():
+                    self.report.add(
+                        "error",
+                        "empty-name",
+                        f"categories[{position}] (id {key}): {row['name']!r}",
+                        "categories without a name",
+                        "Name them: pictures and deltas show the names",
+                    )
                 parents[str(row.get("supercategory"))] += str(row.get("supercategory")) != names[key]
         used = {_integer(row["category_id"]) for _, row in annotations}
         for key in [key for key, name in names.items() if parents[name] and key not in used]:
@@ -164,20 +173,19 @@ class _Reader:
 
     def _match_expected(self, names: dict[int, str]) -> dict[int, int]:
         self.classes = list(self.expected)
-        wanted = {_folded(name): index for index, name in enumerate(self.classes)}
-        found = {_folded(name): key for key, name in names.items()}
-        missing = [name for name in self.classes if _folded(name) not in found]
-        extra = [name for name in names.values() if _folded(name) not in wanted]
-        if missing or extra:
+        match = match_names(names, self.classes)
+        if match.missing or match.extra or match.alike:
             self.report.add(
                 "error",
                 "class-names",
-                f"missing: {', '.join(missing) or 'none'}; not expected: {', '.join(extra) or 'none'}",
+                f"missing: {', '.join(match.missing) or 'none'}; not expected: {', '.join(match.extra) or 'none'}"
+                + (f"; too much alike: {', '.join(match.alike)}" if match.alike else ""),
                 f"the categories are not the {len(self.classes)} expected ones ({', '.join(self.classes)})",
-                "Classes are matched by name: use the same names",
+                "Classes are matched by name: use the same names, each once",
             )
-        self.category_ids = [found.get(_folded(name), 0) for name in self.classes]
-        return {key: wanted[_folded(name)] for key, name in names.items() if _folded(name) in wanted}
+        ids = {index: key for key, index in match.index_of.items()}
+        self.category_ids = [ids.get(index, 0) for index in range(len(self.classes))]
+        return match.index_of
 
     # Images
 
@@ -186,6 +194,7 @@ class _Reader:
         records: dict[int, dict] = {}
         self.unusable = _ids_of_damaged(rows, _IMAGE_KEYS)  # known images that are left out
         owner: dict[str, str] = {}  # path -> the file_name that was read liberally to reach it
+        first: dict[str, int] = {}  # file_name -> the image id that it stood with first
         for position, row in self._with_keys(rows, "images", _IMAGE_KEYS):
             where = f"images[{position}]"
             key = self._id(row["id"], where)
@@ -216,6 +225,14 @@ class _Reader:
             if path is None:
                 self.unusable.add(key)
                 continue
+            if first.setdefault(os.path.normpath(row["file_name"]), key) != key:
+                self.report.add(
+                    "warning",
+                    "same-file",
+                    f"{where} (id {key}): {row['file_name']} is id {first[os.path.normpath(row['file_name'])]} too",
+                    "files that several image records name: what one record marks is background in the other",
+                    "Join the records, or remove the copies",
+                )
             records[key] = {
                 "file_name": path,
                 "height": int(size[0]),
@@ -467,7 +484,3 @@ def _ids_of_damaged(rows: list, keys: Sequence[str]) -> set[int]:
     """Ids of the rows that lack one of `keys`: already reported, so what belongs to them is no second mistake."""
     mappings = [row for row in rows if isinstance(row, dict) and any(row.get(key) is None for key in keys)]
     return {number for number in (_integer(row.get("id")) for row in mappings) if number is not None}
-
-
-def _folded(name: str) -> str:
-    return re.sub(r"\W|_", "", name).lower()

@@ -115,6 +115,20 @@ def test_category_rows_that_contradict_each_other(own):
     assert problem(own, "same-name").level == "warning"
 
 
+def test_an_empty_class_name(own):
+    own.content["categories"][1]["name"] = "  "
+    assert "categories[1] (id 2): '  '" in error_of(own, "empty-name")
+
+
+def test_two_records_of_one_file(own):
+    own.content["images"][2]["file_name"] = "./1.png"
+    own.content["images"][3]["file_name"] = "1.png"
+    found = problem(own, "same-file")
+    assert (found.level, found.count) == ("warning", 2)
+    assert "images[2] (id 3): ./1.png is id 1 too" in str(found) and "images[3] (id 4): 1.png is id 1 too" in str(found)
+    assert len(check(own).records) == 4
+
+
 def test_annotation_id_zero_and_crowds_are_counted(own):
     own.annotations[0]["id"] = 0
     own.annotations[1]["iscrowd"] = 1
@@ -130,6 +144,30 @@ def test_val_categories_are_matched_by_name(own, tmp_path):
     assert data.report.of("error") == [] and data.records[0]["annotations"][0]["category_id"] == 0
     report = read_coco(own.json, own.images, classes=["ant", "wasp"]).report
     assert "missing: wasp" in str(report["class-names"]) and "not expected: Bee" in str(report["class-names"])
+
+
+def names_of(own, *names):
+    own.content["categories"] = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+    own.save()
+
+
+def test_names_that_differ_in_punctuation_alone_stay_apart(own):
+    names_of(own, "C", "C+", "c++")
+    data = read_coco(own.json, own.images, classes=["c++", "C+", "C"])
+    assert data.report.of("error") == [] and data.category_ids == [3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "names, expected, words",
+    [
+        (["Bee", "BEE"], ["bee", "ant"], "missing: ant; not expected: none; too much alike: BEE"),
+        (["bee"], ["bee", "bee"], "missing: none; not expected: none; too much alike: bee"),
+        (["b-e-e"], ["Bee", "BEE"], "too much alike: b-e-e"),
+    ],
+)
+def test_names_that_cannot_be_told_apart(own, names, expected, words):
+    names_of(own, *names)
+    assert words in str(read_coco(own.json, own.images, classes=expected).report["class-names"])
 
 
 def test_thousands_of_records_take_seconds(own):
