@@ -91,6 +91,20 @@ def test_registering_again_is_silent_and_a_strangers_name_is_not():
         register_all()
 
 
+def test_a_name_taken_through_detectron2s_helper_names_the_file_too():
+    register_all()
+    DatasetCatalog.remove("wixray_val")
+    MetadataCatalog.remove("wixray_val")
+    register_coco_instances("wixray_val", {}, "theirs/val.json", "theirs")
+    try:
+        with pytest.raises(ConfigError, match="by detectron2.data.datasets.coco for theirs/val.json"):
+            register_all()
+    finally:
+        DatasetCatalog.remove("wixray_val")
+        MetadataCatalog.remove("wixray_val")
+        register_all()
+
+
 def test_an_unknown_name_gets_its_neighbours():
     with pytest.raises(ConfigError, match="ndd20_train"):
         load("ndd20_trian")

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Callable, Sequence
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from lowrank_d2.data.coco_json import CocoData
 from lowrank_d2.data.problems import Report
@@ -42,7 +42,7 @@ def register(name: str, read: Callable[[], CocoData], thing_classes: Sequence[st
         ConfigError: the name belongs to somebody else.
     """
     if name in DatasetCatalog.list():
-        owner = _owner(DatasetCatalog[name])
+        owner = _owner(DatasetCatalog[name], MetadataCatalog.get(name))
         if not owner.startswith("lowrank_d2."):
             raise ConfigError(
                 f"The dataset name {name!r} is registered already, by {owner}. Import lowrank_d2 before it, "
@@ -116,6 +116,9 @@ def _absent(folder: Path, parts: Sequence[str]) -> list[str]:
     return [part for part in parts if not (folder / part).exists()]
 
 
-def _owner(entry: Callable) -> str:
+def _owner(entry: Callable, metadata: Metadata) -> str:
+    """The module that registered `entry`; a helper of Detectron2's says it for others, so the file is named too."""
     function = getattr(entry, "func", entry)  # functools.partial
-    return getattr(function, "__module__", None) or type(entry).__module__
+    module = getattr(function, "__module__", None) or type(entry).__module__
+    file = metadata.get("json_file", None)
+    return f"{module} for {file}" if file and module.startswith("detectron2.") else module
