@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lowrank_d2.layers.linear import Linear
 from lowrank_d2.peft import checks
 
 RESIDUALS = ("kappa", "lambda", "kappa+lambda")
@@ -87,8 +88,8 @@ class SequentialAdapter(nn.Module):
 class _Bottleneck(nn.Module):
     def __init__(self, embed_dim: int, bottleneck: int, init: str):
         super().__init__()
-        self.down = nn.Linear(embed_dim, bottleneck)
-        self.up = nn.Linear(bottleneck, embed_dim)
+        self.down = Linear(embed_dim, bottleneck)
+        self.up = Linear(bottleneck, embed_dim)
         for linear in (self.down, self.up):
             if init == "bert":
                 nn.init.normal_(linear.weight, std=0.02)
@@ -97,4 +98,4 @@ class _Bottleneck(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.up(F.relu(self.down(x)))
+        return self.up(F.relu(self.down(x), inplace=True))
