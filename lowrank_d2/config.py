@@ -3,7 +3,11 @@ from detectron2.config import CfgNode as CN
 
 
 def add_lowrank_config(cfg: CN) -> None:
-    """Adds all keys below to `cfg`, in place: Mask DINO's own under their published names and defaults, then ours."""
+    """Adds all keys below to `cfg`, in place: Mask DINO's own under their published names and defaults, then ours.
+
+    The tools take an int where the default is a float. Detectron2's own cfg.merge_from_file and merge_from_list do not:
+    they compare types, of sections too, so that no other class of node could be more generous. Write 0.0 there.
+    """
     _add_mask_dino(cfg)
     _add_swin(cfg)
     _add_input(cfg)

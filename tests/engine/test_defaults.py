@@ -1,4 +1,5 @@
 """Configuration files, KEY VALUE words, error messages and exit codes."""
+import functools
 import json
 import subprocess
 import sys
@@ -6,9 +7,11 @@ import textwrap
 
 import pytest
 import yaml
+from detectron2.config import get_cfg
+from lowrank_d2.config import add_lowrank_config
 from lowrank_d2.engine import defaults
-from lowrank_d2.engine.config_file import read_settings, settings_of_words
-from lowrank_d2.engine.config_values import CHOICES, RANGES, all_keys
+from lowrank_d2.engine.config_file import Setting, read_settings, settings_of_words
+from lowrank_d2.engine.config_values import CHOICES, RANGES, all_keys, merge_settings
 from lowrank_d2.engine.defaults import config_parser, load_config, parse, run_tool
 from lowrank_d2.errors import ConfigError, TrainingError
 
@@ -34,6 +37,20 @@ def test_files_compose_and_later_ones_win(tmp_path):
     assert cfg.SOLVER.BASE_LR == 1.0 and isinstance(cfg.SOLVER.BASE_LR, float)
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.DATASETS.TRAIN) == (8, 3, ("a",))
     assert cfg.MODEL.PEFT.METHODS == ["lora"]
+
+
+def test_an_int_is_taken_for_every_float_of_ours():
+    cfg, theirs = get_cfg(), set(all_keys(get_cfg()))
+    add_lowrank_config(cfg)
+    defaults = {key: functools.reduce(getattr, key.split("."), cfg) for key in all_keys(cfg) if key not in theirs}
+    floats = [key for key, value in defaults.items() if isinstance(value, float)]
+    assert {"MODEL.PEFT.LORA.DROPOUT", "TEST.EARLY_STOP.MIN_DELTA", "MODEL.MaskDINO.CLASS_WEIGHT"} < set(floats)
+    for key in floats:
+        given = [number for number in (0, 1) if key not in RANGES or RANGES[key].contains(number)]
+        if given:
+            merge_settings(cfg, [Setting(key, given[0], "here")])
+            value = functools.reduce(getattr, key.split("."), cfg)
+            assert (value, type(value)) == (given[0], float)
 
 
 def test_list_of_bases_later_over_earlier_and_the_file_over_all(tmp_path):
