@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from lowrank_d2.layers.linear import linear
 
 # The limits below were measured on one CPU thread for widths 256 to 1024 (docs/benchmarks/lowrank.md).
-_TOKENS_PER_WIDTH_TO_MERGE = 1.5  # from here on the skinny products lose against one dense merge
+_TOKENS_PER_WIDTH_TO_MERGE = 1.2  # from here on the skinny products lose against one dense merge
 _THIN_SHARE = 0.85  # of the dense order's multiplications: below it, products of width rank are cheaper
 _THIN_SHARE_KRONECKER = 0.4  # its products are shorter
 _CHUNK = 512  # tokens whose x and gradient stay in a core's cache while several thin products read them

@@ -101,8 +101,8 @@ def test_the_order_follows_the_shapes():
         return ["dense" if thin is None else "thin", "merged" if branched is None else "branched"]
 
     lora = LowRank(1.0)
-    assert order(lora, 384, 256, 256, (8, 256), (256, 8)) == ["thin", "merged"]
-    assert order(lora, 383, 32, 256, (8, 256), (32, 8)) == ["thin", "branched"]
+    assert order(lora, 308, 256, 256, (8, 256), (256, 8)) == ["thin", "merged"]
+    assert order(lora, 307, 32, 256, (8, 256), (32, 8)) == ["thin", "branched"]
     assert order(lora, 400, 64, 64, (32, 64), (64, 32)) == ["dense", "merged"]
     assert order(Magnitude(1.0), 400, 256, 256, (8, 256), (256, 8), (256,)) == ["dense", "branched"]
     assert order(Kronecker(1.0), 9, 256, 256, (8, 8), (32, 8), (8, 32)) == ["thin", "merged"]
