@@ -140,6 +140,29 @@ def test_what_every_process_finds_is_said_once(tmp_path, own):
     assert error.count("error:") == 1 and "used 1 processes, now there are 2" in error
 
 
+def test_more_processes_than_images_to_evaluate(tmp_path, own):
+    pair = write_dataset(tmp_path / "pair", images=2)
+    words = [*own, "--val-json", str(pair), "--val-images", str(pair.parent), "--eval-only"]
+    finish(start(TOOL, tmp_path / "trained", own, opts=("SOLVER.MAX_ITER", "1")), 0)
+    found = {}
+    for processes in (1, 3):
+        out = tmp_path / f"by_{processes}"
+        weights = ("MODEL.WEIGHTS", str(tmp_path / "trained" / "model_final.pth"))
+        output, error = finish(start(TOOL, out, words, "--num-processes", str(processes), opts=weights), 0)
+        assert output.count("masks ") == 1 and "Traceback" not in error
+        found[processes] = json.loads((out / "inference" / "coco_instances_results.json").read_text())
+    assert {row["image_id"] for row in found[3]} == {1, 2}
+    assert sorted(found[3], key=json.dumps) == sorted(found[1], key=json.dumps)
+
+
+def test_validation_losses_of_a_number_of_images_that_processes_cannot_share(tmp_path, own):
+    three = write_dataset(tmp_path / "three", images=3)
+    words = [*own, "--val-json", str(three), "--val-images", str(three.parent), "--num-processes", "2"]
+    finish(start(TOOL, tmp_path / "out", words, opts=("SOLVER.MAX_ITER", "2", "TEST.VALIDATION_LOSS", "True")), 0)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
+    assert 0 < lines[1]["validation_loss"] < 10 * lines[1]["total_loss"]
+
+
 def descendants(pid):
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*"):
