@@ -3,6 +3,7 @@
 Importing registers the models, the datasets, and the prefix `lowrank_d2://` for the files that this package ships.
 """
 import importlib.util
+import os
 from pathlib import Path
 from typing import IO, Any, Union
 
@@ -11,6 +12,11 @@ if importlib.util.find_spec("detectron2") is None:
         "lowrank_d2 extends Detectron2, and no module detectron2 is installed. Run `pip install ./d2lite` in the "
         "folder of lowrank_d2 for the pure Python runtime, or install Detectron2 itself."
     )
+
+# Threads of OpenMP that wait for others burn a core that another process may need, and a training step is a thousand
+# short waits. Read when torch is imported, next line; without effect afterwards (docs/benchmarks/threads.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from detectron2.utils.file_io import PathManager  # noqa: E402
 from iopath.common.file_io import PathHandler  # noqa: E402
