@@ -1,4 +1,4 @@
-"""Run by test_sanitizers.py in a process of its own: the kernels of the library argv[1] on sizes with odd ends."""
+"""Run by test_slow.py in a process of its own: the kernels of the library argv[1] on sizes with odd ends."""
 import ctypes
 import importlib.util
 import itertools

@@ -15,10 +15,9 @@ pytestmark = pytest.mark.slow
 
 
 def sanitizer_runtimes():
-    """Of GCC; what is not installed is no absolute path."""
-    names = ("libasan.so", "libubsan.so")
-    command = [build.compiler(), *(f"-print-file-name={name}" for name in names)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    """Of GCC, AddressSanitizer's first; what is not installed is no absolute path."""
+    commands = ([build.compiler(), f"-print-file-name={name}"] for name in ("libasan.so", "libubsan.so"))
+    return [subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() for command in commands]
 
 
 def test_the_kernels_are_clean_under_sanitizers(compiled, tmp_path):
