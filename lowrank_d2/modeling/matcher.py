@@ -96,7 +96,7 @@ class HungarianMatcher:
                     logits = linear(prediction.mask_embed[image].float(), sample_rows(table, size, points[0]))
                     row += self._mask_cost(logits, sample_at(masks, points[:, None])[0, :, 0])
             costs.append(cost)
-        return self._assign(list(predictions), costs)
+        return assign(list(predictions), costs)
 
     def _class_and_box_cost(self, sets: list[Prediction], image: int, target: Target) -> Tensor:
         cost = self.cost_class * self.class_cost(torch.stack([p.logits[image] for p in sets]).float(), target.labels)
@@ -111,19 +111,31 @@ class HungarianMatcher:
         bce, dice = pairwise_bce_and_dice(logits, labels)
         return self.cost_mask * bce + self.cost_dice * dice
 
-    @staticmethod
-    def _assign(names: list[str], costs: list[Tensor]) -> dict[str, list[Pairs]]:
-        device = costs[0].device
-        # One transfer for the whole step: a copy per matrix would wait for the device every time.
-        flat = torch.cat([cost.flatten() for cost in costs]).cpu()
-        if flat.isnan().any():
-            raise ValueError("matching costs are not numbers; look for nan in the predictions, the boxes or the masks")
-        pairs: dict[str, list[Pairs]] = {name: [] for name in names}
-        for cost, values in zip(costs, flat.split([cost.numel() for cost in costs])):
-            for name, matrix in zip(names, values.view(cost.shape).numpy()):
-                queries, indices = linear_sum_assignment(matrix)
-                pairs[name].append(Pairs(torch.as_tensor(queries).to(device), torch.as_tensor(indices).to(device)))
-        return pairs
+
+def assign(names: Sequence[str], costs: Sequence[Tensor]) -> dict[str, list[Pairs]]:
+    """The cheapest assignment in every matrix of costs; of more instances than queries, as many as there are queries.
+
+    Args:
+        names: of the prediction sets.
+        costs: for every image (sets, Q, n), n being its instances.
+
+    Returns:
+        for each name the pairs of every image, sorted by query.
+
+    Raises:
+        ValueError: when a cost is not a number.
+    """
+    device = costs[0].device
+    # One transfer for the whole step: a copy per matrix would wait for the device every time.
+    flat = torch.cat([cost.flatten() for cost in costs]).cpu()
+    if flat.isnan().any():
+        raise ValueError("matching costs are not numbers; look for nan in the predictions, the boxes or the masks")
+    pairs: dict[str, list[Pairs]] = {name: [] for name in names}
+    for cost, values in zip(costs, flat.split([cost.numel() for cost in costs])):
+        for name, matrix in zip(names, values.view(cost.shape).numpy()):
+            queries, indices = linear_sum_assignment(matrix)
+            pairs[name].append(Pairs(torch.as_tensor(queries).to(device), torch.as_tensor(indices).to(device)))
+    return pairs
 
 
 def focal_cost(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0, eps: float = 1e-8) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from lowrank_d2.layers.draws import Draws, RecordingDraws, ReplayDraws
-from lowrank_d2.modeling.matcher import HungarianMatcher, focal_cost, softmax_cost
+from lowrank_d2.modeling.matcher import HungarianMatcher, assign, focal_cost, softmax_cost
 from lowrank_d2.modeling.predictions import Prediction, Target
 
 
@@ -84,3 +84,10 @@ def test_the_overlap_of_small_boxes_needs_a_small_eps():
         for eps in (0.0, 1e-6)
     ]
     assert cost[0] == pytest.approx(-1) and cost[1] == pytest.approx(-0.8, abs=1e-4)
+
+
+def test_of_more_instances_than_queries_the_cheapest_are_matched():
+    crowd = torch.tensor([[[5.0, 1, 3], [1, 0, 9]], [[0, 9, 9], [9, 9, 0]]])  # 2 sets of 2 queries, 3 instances
+    pairs = assign(["a", "b"], [crowd, torch.zeros(2, 2, 0)])
+    assert [(p.queries.tolist(), p.targets.tolist()) for p in pairs["a"]] == [([0, 1], [1, 0]), ([], [])]
+    assert pairs["b"][0].targets.tolist() == [0, 2]
