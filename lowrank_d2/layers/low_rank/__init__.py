@@ -10,15 +10,22 @@ from lowrank_d2.layers.low_rank.algebra import (
     merging_pays,
     thin_pays,
 )
+from lowrank_d2.layers.low_rank.residual import GeneratedKernel, LowRankResidualKernel, LowRankResidualLinear
+from lowrank_d2.layers.low_rank.share import SharingReport, share_stack
 
 __all__ = [
+    "GeneratedKernel",
     "Hadamard",
     "Kronecker",
     "LowRank",
+    "LowRankResidualKernel",
+    "LowRankResidualLinear",
     "Magnitude",
+    "SharingReport",
     "Update",
     "adapted_linear",
     "khatri_rao",
     "merging_pays",
+    "share_stack",
     "thin_pays",
 ]

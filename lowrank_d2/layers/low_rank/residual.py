@@ -1,0 +1,230 @@
+"""Layers of a stack that share one weight, each with a low-rank one of its own beside it (LORS, arXiv:2403.04303).
+
+The shared Linear is made, registered and initialised by whoever owns the stack; the layers below only refer to it, so
+that it stands once in the state dict and once in the optimizer, and its gradients add up over the stack. Its default
+initialisation in torch is Kaiming's, as the paper asks for. In its letters, x W with W (d, h), d is the input side.
+"""
+import math
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_d2.layers.linear import Linear, linear
+from lowrank_d2.layers.low_rank.algebra import LowRank, adapted_linear
+
+
+class LowRankResidualLinear(nn.Module):
+    """x W_shared + sum over k of (x B_k) A_k + bias: the paper's static form, equations 7 and 8.
+
+    At the start A is zero, so all layers of a stack are the same function up to their biases. B is Kaiming's over its
+    input side d: over its rank the first updates of A would be larger by d / rank, and the paper does not say which.
+
+    Attributes:
+        shared: the Linear of the stack, not a sub-module of this layer unless `own_shared` was called.
+        B, A: (groups, d, rank) and (groups, rank, h); None where rank or groups is 0.
+        bias: (h,) or None.
+    """
+
+    def __init__(self, shared: nn.Linear, rank: int, groups: int = 1, *, bias: Optional[bool] = None):
+        """
+        Args:
+            shared: Linear of d inputs and h outputs. A bias of its own is added to this layer's.
+            rank, groups: of the private part; the paper's r and K.
+            bias: whether this layer has a bias; None: if the shared Linear has none.
+
+        Raises:
+            ValueError: a negative rank or number of groups.
+        """
+        super().__init__()
+        self.__dict__["shared"] = shared  # a reference that nn.Module does not register
+        self.in_features, self.out_features = shared.in_features, shared.out_features
+        _add_factors(self, rank, groups, shared.weight, shared.in_features, shared.out_features)
+        has_bias = shared.bias is None if bias is None else bias
+        self.bias = nn.Parameter(shared.weight.new_empty(shared.out_features)) if has_bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialises the private tensors alone."""
+        if self.A is not None:
+            _kaiming(self.B, fan_in=self.in_features)
+            nn.init.zeros_(self.A)
+        if self.bias is not None:
+            _kaiming(self.bias, fan_in=self.in_features)
+
+    def own_shared(self) -> None:
+        """Makes this layer the owner of the shared Linear, for stacks that nobody else could own it for."""
+        self.add_module("shared", self.__dict__.pop("shared"))
+
+    @property
+    def weight(self) -> Tensor:
+        """(h, d): shared and private part in one, as a Linear has it."""
+        weight = self.shared.weight
+        return weight if self.A is None else LowRank(1.0).merged(weight, *self._factors())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) -> (..., h)."""
+        bias, shared_bias = self.bias, self.shared.bias
+        if bias is None:
+            bias = shared_bias
+        elif shared_bias is not None:
+            bias = bias + shared_bias
+        if self.A is None:
+            return linear(x, self.shared.weight, bias)
+        return adapted_linear(x, self.shared.weight, bias, LowRank(1.0), *self._factors())
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """All groups side by side: (groups * rank, d) and (h, groups * rank)."""
+        return self.B.transpose(1, 2).flatten(0, 1), self.A.permute(2, 0, 1).flatten(1)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, {_sizes(self)}"
+
+
+class GeneratedKernel(nn.Module):
+    """x W(q), where a Linear makes the matrix W(q) from every query q; no low-rank part, nothing shared."""
+
+    def __init__(self, generator: nn.Linear, shape: Optional[tuple[int, int]] = None, *, left: bool = False):
+        """
+        Args:
+            generator, shape, left: as `shared`, `shape` and `left` of `LowRankResidualKernel`.
+
+        Raises:
+            ValueError: the shape does not fit the generator.
+        """
+        super().__init__()
+        self.generator = generator
+        self.shape = _kernel_shape(generator, shape)
+        self.left = left
+
+    def forward(self, x: Tensor, q: Tensor) -> Tensor:
+        """As `LowRankResidualKernel.forward`."""
+        return _multiply(x, _generated(self.generator, q, self.shape, self.left), self.left)
+
+    def kernel(self, q: Tensor) -> Tensor:
+        """(..., dim) -> W(q) (..., d, h)."""
+        kernel = _generated(self.generator, q, self.shape, self.left)
+        return kernel.mT if self.left else kernel
+
+
+class LowRankResidualKernel(nn.Module):
+    """x W(q), W(q) = shared(q) + sum over k of B_k E_k(q) A_k: the paper's adaptive form, equations 9 to 12.
+
+    Neither B E A nor W(q) is formed: x W = x shared(q) + ((x B) E(q)) A. At the start E(q) is zero for every query, so
+    all layers of a stack are the same function.
+
+    Attributes:
+        shared: the Linear of the stack, not a sub-module of this layer.
+        B, A: (groups, d, rank) and (groups, rank, h); None, as E, where rank or groups is 0.
+        E: Linear whose output is read as (groups, rank, rank).
+    """
+
+    def __init__(
+        self,
+        shared: nn.Linear,
+        rank: int,
+        groups: int = 1,
+        *,
+        shape: Optional[tuple[int, int]] = None,
+        left: bool = False,
+    ):
+        """
+        Args:
+            shared: Linear from a query to the d h numbers of a kernel.
+            rank, groups: of the private part; the paper's r and K.
+            shape: (d, h); None: as many rows as columns.
+            left: the kernel multiplies from the left, y = W(q)^T x, and the generated numbers are the rows of W(q)^T
+                (h, d), as those of AdaMixer's spatial mixing; without, those of W(q) (d, h).
+
+        Raises:
+            ValueError: a negative rank or number of groups, or a shape that does not fit the shared Linear.
+        """
+        super().__init__()
+        self.__dict__["shared"] = shared  # a reference that nn.Module does not register
+        self.shape = _kernel_shape(shared, shape)
+        self.left = left
+        _add_factors(self, rank, groups, shared.weight, *self.shape)
+        like = {"device": shared.weight.device, "dtype": shared.weight.dtype}
+        self.E = None if self.A is None else Linear(shared.in_features, groups * rank * rank, **like)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialises the private tensors: Kaiming's A and B, each over its input side, and no E."""
+        if self.A is not None:
+            _kaiming(self.B, fan_in=self.B.shape[1])
+            _kaiming(self.A, fan_in=self.A.shape[1])
+            nn.init.zeros_(self.E.weight)
+            nn.init.zeros_(self.E.bias)
+
+    def forward(self, x: Tensor, q: Tensor) -> Tensor:
+        """
+        Args:
+            x: (..., n, d); with `left` (..., d, n).
+            q: (..., dim), the query of every x.
+
+        Returns:
+            (..., n, h); with `left` (..., h, n).
+        """
+        y = _multiply(x, _generated(self.shared, q, self.shape, self.left), self.left)
+        return y if self.A is None else y + self._private(x, self._core(q))
+
+    def kernel(self, q: Tensor) -> Tensor:
+        """(..., dim) -> W(q) (..., d, h) as one matrix, to look at; `forward` does not need it."""
+        kernel = _generated(self.shared, q, self.shape, self.left)
+        kernel = kernel.mT if self.left else kernel
+        if self.A is None:
+            return kernel
+        return kernel + torch.einsum("kdr,...krs,ksh->...dh", self.B, self._core(q), self.A)
+
+    def _core(self, q: Tensor) -> Tensor:
+        """E(q): (..., dim) -> (..., groups, rank, rank)."""
+        return self.E(q).unflatten(-1, (len(self.A), self.A.shape[1], self.A.shape[1]))
+
+    def _private(self, x: Tensor, core: Tensor) -> Tensor:
+        groups, rank = self.A.shape[:2]
+        b, a = self.B.transpose(0, 1).flatten(1), self.A.flatten(0, 1)  # (d, groups * rank), (groups * rank, h)
+        if self.left:
+            hidden = torch.matmul(b.mT, x).unflatten(-2, (groups, rank))
+            return torch.matmul(a.mT, torch.matmul(core.mT, hidden).flatten(-3, -2))
+        hidden = linear(x, b.mT).unflatten(-1, (groups, rank)).transpose(-3, -2)
+        return linear(torch.matmul(hidden, core).transpose(-3, -2).flatten(-2), a.mT)
+
+    def extra_repr(self) -> str:
+        return f"shape={self.shape}, left={self.left}, {_sizes(self)}"
+
+
+def _add_factors(module: nn.Module, rank: int, groups: int, like: Tensor, d: int, h: int) -> None:
+    if rank < 0 or groups < 0:
+        raise ValueError(f"rank {rank} and groups {groups} must not be negative; 0 leaves the shared part alone.")
+    empty = not rank * groups  # None, since an optimizer would wait in vain for gradients of tensors without elements
+    module.B = None if empty else nn.Parameter(like.new_empty(groups, d, rank))
+    module.A = None if empty else nn.Parameter(like.new_empty(groups, rank, h))
+
+
+def _kernel_shape(generator: nn.Linear, shape: Optional[tuple[int, int]]) -> tuple[int, int]:
+    numbers = generator.out_features
+    if shape is None:
+        shape = (math.isqrt(numbers),) * 2
+    if shape[0] * shape[1] != numbers:
+        raise ValueError(f"The Linear has {numbers} outputs, which are no kernel of {shape[0]} x {shape[1]}. Give `shape`.")
+    return tuple(shape)
+
+
+def _generated(generator: nn.Linear, q: Tensor, shape: tuple[int, int], left: bool) -> Tensor:
+    """What multiplies x: W(q) (..., d, h), or with `left` W(q)^T (..., h, d)."""
+    numbers = linear(q, generator.weight, generator.bias)
+    return numbers.unflatten(-1, shape[::-1] if left else shape)
+
+
+def _multiply(x: Tensor, kernel: Tensor, left: bool) -> Tensor:
+    return torch.matmul(kernel, x) if left else torch.matmul(x, kernel)
+
+
+def _kaiming(tensor: Tensor, fan_in: int) -> None:
+    """Kaiming's uniform distribution with a = sqrt(5), which is torch's for Linear: within +-1 / sqrt(fan_in)."""
+    bound = 1 / math.sqrt(fan_in)
+    nn.init.uniform_(tensor, -bound, bound)
+
+
+def _sizes(module: nn.Module) -> str:
+    return "no private part" if module.A is None else f"rank={module.A.shape[1]}, groups={len(module.A)}"
