@@ -39,9 +39,15 @@ class AttentionBlock(nn.Module):
 class SelfAttention(AttentionBlock):
     """Multi-head self-attention whose queries and keys carry a position encoding."""
 
-    def __init__(self, *, embed_dim: int, num_heads: int, dropout: float = 0.0):
+    def __init__(self, *, embed_dim: int, num_heads: int, dropout: float = 0.0, weight_dropout: float = 0.0):
+        """
+        Args:
+            dropout: of the output, before the residual stream takes it up.
+            weight_dropout: of the attention weights.
+        """
         super().__init__(embed_dim=embed_dim, dropout=dropout)
         self.num_heads = num_heads
+        self.weight_dropout = weight_dropout
         self.q_proj = Linear(embed_dim, embed_dim)
         self.k_proj = Linear(embed_dim, embed_dim)
         self.v_proj = Linear(embed_dim, embed_dim)
@@ -57,11 +63,14 @@ class SelfAttention(AttentionBlock):
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, pos: Tensor, blocked: Optional[Tensor] = None) -> Tensor:
+    def forward(
+        self, x: Tensor, pos: Tensor, blocked: Optional[Tensor] = None, bias: Optional[Tensor] = None
+    ) -> Tensor:
         """
         Args:
             x, pos: (N, Q, embed_dim).
             blocked: (Q, Q) bool, True where a query (row) must not see another (column).
+            bias: (N, num_heads, Q, Q), added to the logits.
 
         Returns:
             (N, Q, embed_dim)
@@ -71,8 +80,11 @@ class SelfAttention(AttentionBlock):
             y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for y in (self.q_proj(with_pos), self.k_proj(with_pos), self.v_proj(x))
         )
-        allowed = None if blocked is None else ~blocked
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        mask = None if blocked is None else ~blocked
+        if bias is not None:
+            mask = bias if blocked is None else bias.masked_fill(blocked, -torch.inf)
+        dropout = self.weight_dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.join(x, self.out_proj(attended.transpose(1, 2).flatten(2)))
 
 

@@ -21,6 +21,12 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of xyxy boxes (..., 4), broadcast over the leading dimensions; 0 for two without area."""
+    overlap, union = _overlap_and_union(a, b)
+    return overlap / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
 def giou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
     """Generalised intersection over union of xyxy boxes, broadcast over the leading dimensions (arXiv:1902.09630).
 
@@ -31,11 +37,14 @@ def giou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
     Returns:
         (...) in [-1, 1].
     """
-    area_a, area_b = _area(a[..., :2], a[..., 2:]), _area(b[..., :2], b[..., 2:])
-    overlap = _area(torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:]))
+    overlap, union = _overlap_and_union(a, b)
     hull = _area(torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:]))
-    union = area_a + area_b - overlap
     return overlap / (union + eps) - (hull - union) / (hull + eps)
+
+
+def _overlap_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    overlap = _area(torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:]))
+    return overlap, _area(a[..., :2], a[..., 2:]) + _area(b[..., :2], b[..., 2:]) - overlap
 
 
 def _area(low: Tensor, high: Tensor) -> Tensor:

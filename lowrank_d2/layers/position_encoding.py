@@ -47,6 +47,25 @@ def encode_cells(shape: tuple[int, int], dim: int, *, valid: Optional[Tensor] = 
     return torch.cat((y, x), dim=-1).flatten(1, 2)
 
 
+def encode_unpadded(padding: Tensor, dim: int) -> Tensor:
+    """Encodes the cells of padded maps by their centres, as fractions of what is not padding; y first, then x.
+
+    A row or column without any unpadded cell counts 0 of 0 and gets angles of some millions, as in Deformable DETR.
+
+    Args:
+        padding: (N, H, W) bool, True on padding.
+
+    Returns:
+        (N, H * W, dim)
+    """
+    halves = []
+    for axis in (1, 2):
+        count = (~padding).cumsum(axis, dtype=torch.float32)
+        last = count.narrow(axis, count.shape[axis] - 1, 1)
+        halves.append(sine_features((count - 0.5) / (last + 1e-6) * (2 * math.pi), dim // 2))
+    return torch.cat(halves, dim=-1).flatten(1, 2)
+
+
 def encode_boxes(boxes: Tensor, dim: int) -> Tensor:
     """Encodes boxes cxcywh in [0, 1], `dim` features per coordinate, in the order y, x, w, h.
 

@@ -38,7 +38,7 @@ class EncoderLayer(nn.Module):
         Args:
             x: (N, S, embed_dim), the levels end to end; `shapes` are their sizes (H, W).
             pos: (N or 1, S, embed_dim).
-            reference: (1, S, 2), the cells' centres as fractions.
+            reference: (1 or N, S, 2), the cells' centres as fractions, or (N, S, L, 2) where they differ by level.
             padding: (N, S) bool or None.
 
         Returns:
@@ -48,7 +48,12 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Queries see each other, read the memory around their boxes, then pass through the feed-forward part."""
+    """Queries see each other, read the memory around their boxes, then pass through the feed-forward part.
+
+    Attributes:
+        branches: None, or a module that computes further outputs from the feed-forward part and its input, for
+            supervision in training (see `layers.branches`).
+    """
 
     def __init__(
         self,
@@ -59,13 +64,24 @@ class DecoderLayer(nn.Module):
         num_levels: int,
         num_points: int = 4,
         dropout: float = 0.0,
+        cross_first: bool = False,
+        branches: Optional[nn.Module] = None,
     ):
+        """
+        Args:
+            dropout: of both attentions' outputs and weights, and of the feed-forward part.
+            cross_first: queries read the memory, from which the branches go off, before they see each other (MS-DETR).
+        """
         super().__init__()
-        self.self_attn = SelfAttention(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout)
+        self.cross_first = cross_first
+        self.self_attn = SelfAttention(
+            embed_dim=embed_dim, num_heads=num_heads, dropout=dropout, weight_dropout=dropout
+        )
         self.cross_attn = DeformableAttention(
             embed_dim=embed_dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points, dropout=dropout
         )
         self.ffn = FeedForward(embed_dim=embed_dim, hidden_dim=feedforward_dim, dropout=dropout)
+        self.register_module("branches", branches)
 
     def forward(
         self,
@@ -76,18 +92,57 @@ class DecoderLayer(nn.Module):
         shapes: Sequence[tuple[int, int]],
         blocked: Optional[Tensor] = None,
         padding: Optional[Tensor] = None,
+        bias: Optional[Tensor] = None,
     ) -> Tensor:
         """
         Args:
             x, pos: (N, Q, embed_dim), the queries and the encoding of their boxes.
-            reference: (N, Q, 4) boxes cxcywh in [0, 1].
+            reference: (N, Q, 4) boxes cxcywh in [0, 1], or points (N, Q, 2); (N, Q, L, .) where they differ by level.
             memory: (N, S, embed_dim); `shapes` are the sizes (H, W) of its levels.
             blocked: (Q, Q) bool, True where a query (row) must not see another (column).
             padding: (N, S) bool or None.
+            bias: (N, num_heads, Q, Q), added to the logits of the self-attention.
 
         Returns:
             (N, Q, embed_dim)
         """
-        x = self.self_attn(x, pos, blocked)
+        return self.ffn(self._attend(x, pos, reference, memory, shapes, blocked, padding, bias)[0])
+
+    def with_branches(
+        self,
+        x: Tensor,
+        pos: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        blocked: Optional[Tensor] = None,
+        padding: Optional[Tensor] = None,
+        bias: Optional[Tensor] = None,
+        first: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, and what the branches make of the queries from the index `first` on.
+
+        Returns:
+            (N, Q, embed_dim) and (branches, N, Q - first, embed_dim)
+        """
+        attended, branched = self._attend(x, pos, reference, memory, shapes, blocked, padding, bias)
+        return self.ffn(attended), self.branches(self.ffn, branched[:, first:])
+
+    def _attend(
+        self,
+        x: Tensor,
+        pos: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        blocked: Optional[Tensor],
+        padding: Optional[Tensor],
+        bias: Optional[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """What enters the feed-forward part, and what enters the branches."""
+        if self.cross_first:
+            crossed = self.cross_attn(x, pos, reference, memory, shapes, padding)
+            return self.self_attn(crossed, pos, blocked, bias), crossed
+        x = self.self_attn(x, pos, blocked, bias)
         x = self.cross_attn(x, pos, reference, memory, shapes, padding)
-        return self.ffn(x)
+        return x, x

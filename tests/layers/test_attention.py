@@ -104,3 +104,27 @@ def test_an_adapter_gets_the_attention_after_its_dropout_and_the_stream(make):
     assert set(seen[0][0].unique().tolist()) == {0.0, 2.0} and seen[0][1] is stream
     torch.testing.assert_close(out, block.norm(stream + 2 * seen[0][0]))
     assert "adapter" in dict(block.named_children()) and block.embed_dim == DIM
+
+
+def test_a_bias_is_added_to_the_logits():
+    torch.manual_seed(0)
+    block = SelfAttention(embed_dim=DIM, num_heads=HEADS)
+    x, pos = torch.randn(2, 5, DIM), torch.randn(2, 5, DIM)
+    bias = torch.randn(2, HEADS, 5, 5)
+    q, k, v = (
+        y.unflatten(-1, (HEADS, -1)).transpose(1, 2) for y in (block.q_proj(x + pos), block.k_proj(x + pos), block.v_proj(x))
+    )
+    blocked = torch.zeros(5, 5, dtype=torch.bool)
+    blocked[0, 1:] = True
+    logits = (q @ k.transpose(2, 3) / (DIM // HEADS) ** 0.5 + bias).masked_fill(blocked, -math.inf)
+    attended = block.out_proj((logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(block(x, pos, blocked, bias), block.norm(x + attended))
+
+
+def test_attention_weights_drop_out_in_training_alone():
+    torch.manual_seed(0)
+    block = SelfAttention(embed_dim=DIM, num_heads=HEADS, weight_dropout=0.5)
+    x = torch.randn(2, 5, DIM)
+    assert not torch.equal(block(x, x), block(x, x))
+    block.eval()
+    assert torch.equal(block(x, x), block(x, x))

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from lowrank_d2.layers.boxes import cxcywh_to_xyxy, giou, inverse_sigmoid, xyxy_to_cxcywh
+from lowrank_d2.layers.boxes import cxcywh_to_xyxy, giou, inverse_sigmoid, iou, xyxy_to_cxcywh
 
 
 def test_formats_are_inverse():
@@ -33,3 +33,9 @@ def test_inverse_sigmoid_clamps_both_ends():
     y = inverse_sigmoid(x)
     limit = math.log(1e5)
     torch.testing.assert_close(y, torch.tensor([-limit, math.log(0.3 / 0.7), limit, limit]))
+
+
+def test_iou_has_no_epsilon_and_boxes_without_area_give_zero():
+    a = torch.tensor([[0.0, 0.0, 2e-4, 2e-4], [0.0, 0.0, 0.0, 0.0]])
+    b = torch.tensor([[1e-4, 0.0, 3e-4, 2e-4], [0.5, 0.5, 0.5, 0.5]])
+    torch.testing.assert_close(iou(a, b), torch.tensor([1 / 3, 0.0]))

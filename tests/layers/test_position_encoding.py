@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lowrank_d2.layers.position_encoding import cell_centers, encode_boxes, encode_cells
+from lowrank_d2.layers.position_encoding import cell_centers, encode_boxes, encode_cells, encode_unpadded
 
 LIKE = torch.zeros(())
 
@@ -41,3 +41,16 @@ def test_boxes_are_encoded_in_the_order_y_x_w_h():
 def test_cell_centers_run_row_by_row_level_by_level():
     centers = cell_centers(((1, 2), (2, 1)), like=LIKE)
     assert centers.tolist() == [[0.25, 0.5], [0.75, 0.5], [0.5, 0.25], [0.5, 0.75]]
+
+
+def test_unpadded_cells_are_encoded_by_their_centres():
+    padding = torch.ones(2, 4, 6, dtype=torch.bool)
+    padding[0] = False
+    padding[1, :2, :3] = False
+    encoded = encode_unpadded(padding, 8).unflatten(1, (4, 6))
+    turn = 2 * math.pi
+    torch.testing.assert_close(encoded[0, 1, 4, 0], torch.tensor(math.sin(turn * 1.5 / 4)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoded[0, 1, 4, 5], torch.tensor(math.cos(turn * 4.5 / 6)), atol=1e-5, rtol=0)
+    small = encode_unpadded(torch.zeros(1, 2, 3, dtype=torch.bool), 8).unflatten(1, (2, 3))
+    torch.testing.assert_close(encoded[1, :2, :3], small[0])
+    torch.testing.assert_close(encoded[1, 3, 2, :4], small[0, 1, 2, :4])  # below, y stays at the last row
