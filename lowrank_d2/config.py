@@ -1,18 +1,67 @@
 """Every configuration key that lowrank_d2 adds to Detectron2's, its default and its meaning."""
+from typing import Any, List
+
 from detectron2.config import CfgNode as CN
+
+
+class GenerousCfgNode(CN):
+    """The root of a configuration that takes an int where the default is a float.
+
+    yacs compares types exactly and has no place to say otherwise; the sections below stay Detectron2's own nodes.
+    """
+
+    # Sections are made and compared as Detectron2's own nodes.
+    @classmethod
+    def _create_config_tree_from_dict(cls, dic: Any, key_list: List[str]) -> Any:
+        return CN._create_config_tree_from_dict(dic, key_list)
+
+    @classmethod
+    def _decode_cfg_value(cls, value: Any) -> Any:
+        return CN._decode_cfg_value(value)
+
+    def merge_from_other_cfg(self, cfg_other: CN) -> Any:
+        return super().merge_from_other_cfg(_with_floats(cfg_other, self))
+
+    def merge_from_list(self, cfg_list: List) -> Any:
+        pairs = list(cfg_list)
+        for i in range(0, len(pairs) - 1, 2):
+            value = self._decode_cfg_value(pairs[i + 1])
+            if type(value) is int and isinstance(_leaf(self, pairs[i]), float):
+                pairs[i + 1] = float(value)
+        return super().merge_from_list(pairs)
+
+
+def _with_floats(values: CN, defaults: Any) -> CN:
+    """A copy of `values` in plain nodes, its ints made floats where `defaults` has a float."""
+    copy = CN()
+    for name, value in values.items():
+        default = defaults.get(name) if isinstance(defaults, CN) else None
+        if isinstance(value, CN):
+            copy[name] = _with_floats(value, default)
+        else:
+            copy[name] = float(value) if type(value) is int and isinstance(default, float) else value
+    return copy
+
+
+def _leaf(node: Any, key: str) -> Any:
+    for name in str(key).split("."):
+        node = node.get(name) if isinstance(node, CN) else None
+    return node
 
 
 def add_lowrank_config(cfg: CN) -> None:
     """Adds all keys below to `cfg`, in place: Mask DINO's own under their published names and defaults, then ours.
 
-    The tools take an int where the default is a float. Detectron2's own cfg.merge_from_file and merge_from_list do not:
-    they compare types, of sections too, so that no other class of node could be more generous. Write 0.0 there.
+    From then on `cfg.merge_from_file` and `cfg.merge_from_list` take an int where the default is a float.
     """
+    if type(cfg) is CN:
+        object.__setattr__(cfg, "__class__", GenerousCfgNode)  # CfgNode's own __setattr__ would make it a key
     _add_mask_dino(cfg)
     _add_swin(cfg)
     _add_input(cfg)
     _add_training(cfg)
     _add_peft(cfg)
+    _add_branches(cfg)
     _add_fork(cfg)
 
 
@@ -216,6 +265,23 @@ def _low_rank(rank: int) -> CN:
     node.RANK_PATTERN = []  # [["0.value_proj", 16], ...]: another rank for the targets so named
     node.ALPHA_PATTERN = []  # the same for alpha
     return node
+
+
+def _add_branches(cfg: CN) -> None:
+    """Further, one-to-many supervised outputs of every decoder layer, in training only (LoRA-DETR)."""
+    node = cfg.MODEL.LORA_DETR = CN()
+    node.K = None  # for every branch, the most queries that an object takes: [2, 4, 6]; None: no branches
+    node.KIND = "lora"  # "lora": low-rank updates of the feed-forward part, "ffn": feed-forward parts of their own
+    node.RANK = 32  # of the updates
+    node.INIT = "zero"  # "zero": branches start as copies of the primary one, "xavier": they differ, as in the released code
+    node.RULE = "released"  # assignment as the "released" code does it, or as the "paper" words it
+    node.ALPHA = 0.3  # weight of the class probability in an assignment's score; the rest is IoU
+    node.ALPHAS = []  # one ALPHA a branch; [] = the same for all
+    node.TAU = 0.4  # least score of a positive query
+    node.TAUS = []  # one TAU a branch; [] = the same for all
+    node.CAP = 0.25  # of all queries, this share may be positive; more are left out at random ("released")
+    node.MERGE_INDICES = False  # queries that are free take their one-to-one pair
+    node.LOSS_WEIGHT = 1.0  # factor of all branches' losses, beside 1 / branches
 
 
 def _add_fork(cfg: CN) -> None:
