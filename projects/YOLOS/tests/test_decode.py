@@ -2,9 +2,9 @@
 import pytest
 import torch
 
+from lowrank_d2.modeling.coco_labels import COCO_IDS, label_of_class, num_labels
 from yolos.decode import DecodeOptions, decode
 from yolos.fusion import fuse_boxes
-from yolos.labels import COCO_IDS, label_of_class, num_labels
 
 
 def logits_of(rows, labels=4):

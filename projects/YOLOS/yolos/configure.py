@@ -4,9 +4,9 @@ from typing import Any, Optional, Sequence
 from detectron2.config import CfgNode
 
 from lowrank_d2.errors import ConfigError
+from lowrank_d2.modeling.coco_labels import num_labels
 from lowrank_d2.modeling.matcher import HungarianMatcher
 from lowrank_d2.peft import PeftConfig, read_header
-from yolos import labels
 from yolos.criterion import YOLOSCriterion
 from yolos.decode import DUPLICATES, WBF_SCORES, DecodeOptions
 from yolos.positions import Grid, grid_of
@@ -51,7 +51,7 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
                 class_cost="softmax",
                 giou_eps=0.0,
             ),
-            num_labels=labels.num_labels(num_classes, node.COCO_IDS),
+            num_labels=num_labels(num_classes, node.COCO_IDS),
             class_weight=node.CLASS_WEIGHT,
             box_weight=node.BOX_WEIGHT,
             giou_weight=node.GIOU_WEIGHT,

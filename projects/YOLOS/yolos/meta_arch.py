@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from lowrank_d2.layers.boxes import xyxy_to_cxcywh
 from lowrank_d2.layers.mlp import MLP
+from lowrank_d2.modeling import coco_labels
 from lowrank_d2.modeling.predictions import Prediction, Target
 from lowrank_d2.peft import PeftConfig, apply_peft, eval_frozen
-from yolos import configure, labels, weights
+from yolos import configure, weights
 from yolos.criterion import YOLOSCriterion
 from yolos.decode import DecodeOptions, decode
 from yolos.positions import grid_of
@@ -55,13 +56,13 @@ class YOLOS(nn.Module):
             peft: what is added to the base model, and what trains.
         """
         super().__init__()
-        outputs = labels.num_labels(num_classes, coco_ids) + 1
+        outputs = coco_labels.num_labels(num_classes, coco_ids) + 1
         self.backbone = backbone
         self.class_embed = MLP(input_dim=embed_dim, hidden_dim=embed_dim, output_dim=outputs, num_layers=3)
         self.bbox_embed = MLP(input_dim=embed_dim, hidden_dim=embed_dim, output_dim=4, num_layers=3)
         self.criterion = criterion
         self.options = options
-        label_of_class = torch.tensor(labels.label_of_class(num_classes, coco_ids), dtype=torch.int64)
+        label_of_class = torch.tensor(coco_labels.label_of_class(num_classes, coco_ids), dtype=torch.int64)
         class_of_label = torch.full((outputs - 1,), -1)
         class_of_label[label_of_class] = torch.arange(num_classes)
         for name, table in (
