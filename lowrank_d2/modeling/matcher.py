@@ -1,6 +1,7 @@
 """Bipartite matching of predictions and ground truth (DETR, arXiv:2005.12872, section 3.1; costs as in Mask DINO)."""
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Optional
 
 import torch
@@ -40,6 +41,7 @@ class HungarianMatcher:
         class_cost: "focal" (of sigmoid probabilities, alpha 0.25, gamma 2) or "softmax" (minus the probability).
         num_points: points per image at which masks are compared.
         giou_eps: see `layers.boxes.giou`; 0 as in DETR and YOLOS.
+        focal_eps: added to the probabilities before the logarithm.
     """
 
     def __init__(
@@ -53,10 +55,11 @@ class HungarianMatcher:
         class_cost: str = "focal",
         num_points: int = 0,
         giou_eps: float = 1e-6,
+        focal_eps: float = 1e-8,
     ):
         self.cost_class, self.cost_box, self.cost_giou = cost_class, cost_box, cost_giou
         self.cost_mask, self.cost_dice = cost_mask, cost_dice
-        self.class_cost = {"focal": focal_cost, "softmax": softmax_cost}[class_cost]
+        self.class_cost = {"focal": partial(focal_cost, eps=focal_eps), "softmax": softmax_cost}[class_cost]
         self.num_points = num_points
         self.giou_eps = giou_eps
 

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -91,3 +93,11 @@ def test_of_more_instances_than_queries_the_cheapest_are_matched():
     pairs = assign(["a", "b"], [crowd, torch.zeros(2, 2, 0)])
     assert [(p.queries.tolist(), p.targets.tolist()) for p in pairs["a"]] == [([0, 1], [1, 0]), ([], [])]
     assert pairs["b"][0].targets.tolist() == [0, 2]
+
+
+def test_the_logarithms_of_the_focal_cost_may_have_another_epsilon():
+    prediction = Prediction(torch.tensor([[[-40.0, 40.0]]]), torch.tensor([[[0.5, 0.5, 0.2, 0.2]]]))
+    target = Target(torch.tensor([0]), torch.tensor([[0.5, 0.5, 0.2, 0.2]]))
+    default, wide = (HungarianMatcher(cost_class=1.0, focal_eps=eps) for eps in (1e-8, 1e-6))
+    costs = [matcher._class_and_box_cost([prediction], 0, target).item() for matcher in (default, wide)]
+    assert costs == pytest.approx([0.25 * 8 * math.log(10), 0.25 * 6 * math.log(10)], rel=1e-5)
