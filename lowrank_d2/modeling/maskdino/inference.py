@@ -22,7 +22,8 @@ class InferenceOptions:
     """Which results a model gives, and how they are made from its predictions.
 
     Attributes:
-        num_classes: logits beyond them mean "no object"; no instance is of that class.
+        num_classes: logits beyond them mean "no object"; no instance is of that class, and a query that is surest of
+            it makes no panoptic segment.
         instance, panoptic, semantic: the tasks.
         max_instances: (query, class) pairs in the instance result.
         mask_quality: instance scores are class score x mean probability inside the mask.
@@ -90,9 +91,10 @@ def image_results(
             sem_seg = resize(sem_seg[:, : frame.image[0], : frame.image[1]], frame.output)
         results["sem_seg"] = sem_seg
     if options.panoptic:
+        something = probabilities.argmax(-1) < options.num_classes
         results["panoptic_seg"] = panoptic_results(
-            probabilities,
-            mask_embed,
+            probabilities[something],
+            mask_embed[something],
             mask_features,
             frame,
             object_threshold=options.object_threshold,

@@ -143,3 +143,12 @@ def test_a_segment_that_is_mostly_covered_is_dropped(monkeypatch, pixels):
 def test_nothing_above_the_threshold_gives_an_empty_map():
     segments_map, segments = panoptic(blocks([0], [(0, 8)], [3.0]), object_threshold=0.99)
     assert segments == [] and segments_map.abs().max() == 0
+
+
+def test_a_query_that_is_surest_of_no_object_makes_no_segment():
+    single, features = blocks([0, 1], [(0, 6), (6, 12)], [3.0, 3.0])
+    no_object = torch.tensor([[[2.0], [4.0]]])
+    given = replace(single, logits=torch.cat((single.logits, no_object), dim=2)), features
+    segments_map, segments = panoptic(given)
+    assert segments == [{"id": 1, "isthing": True, "category_id": 0}]
+    assert segments_map[0].tolist() == [1] * 6 + [0] * 6
