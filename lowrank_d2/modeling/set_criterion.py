@@ -232,8 +232,10 @@ class SetCriterion:
         counts = [len(pair.queries) for pair in pairs]
         shape = (sum(counts), self.num_candidates, 2)
         candidates = step.draws.uniform(f"loss/{name}/oversampled_coords", shape, num.device)
-        shape = (sum(counts), self.num_points - self.num_least_certain, 2)
-        random = step.draws.uniform(f"loss/{name}/random_coords", shape, num.device)
+        random = candidates[:, :0]
+        if self.num_points > self.num_least_certain:  # an IMPORTANCE_SAMPLE_RATIO of 1 draws none, as upstream
+            shape = (sum(counts), self.num_points - self.num_least_certain, 2)
+            random = step.draws.uniform(f"loss/{name}/random_coords", shape, num.device)
         bce, dice = [], []
         images = zip(prediction.mask_embed.float(), pairs, step.targets)
         drawn = zip(candidates.split(counts), random.split(counts))

@@ -124,6 +124,18 @@ def test_a_replay_repeats_the_losses_exactly():
     assert len(recording.recorded) == 4 * 2 + (4 + 3) * 2  # matcher: 4 sets x 2 images with instances; points of 7 sets
 
 
+@pytest.mark.parametrize("ratio, kinds", [(0.0, ["oversampled", "random"]), (1.0, ["oversampled"])])
+def test_random_points_are_drawn_only_where_there_are_some(ratio, kinds):
+    predictions, targets = step(two_stage=False, aux=0)
+    recording = RecordingDraws(Draws())
+    criterion = SetCriterion.from_config(config(IMPORTANCE_SAMPLE_RATIO=ratio, DN="no"))
+    losses = criterion(predictions, targets, None, recording)
+    drawn = [purpose for purpose in recording.recorded if purpose.startswith("loss/")]
+    assert drawn == [f"loss/layer_last/{kind}_coords" for kind in kinds]
+    assert recording.recorded[drawn[0]].shape == (5, 3 * POINTS, 2)
+    assert losses["loss_mask"] > 0
+
+
 @pytest.mark.parametrize(
     "switches, count",
     [
