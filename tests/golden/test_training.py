@@ -11,17 +11,25 @@ pytestmark = pytest.mark.golden
 
 @pytest.fixture
 def matched(monkeypatch):
-    """model -> the pairs of its next step by the golden names, filled when it runs."""
+    """model, case -> the pairs of its next step by the golden names, filled when it runs.
 
-    def record(model):
-        named, match = {}, model.criterion.matcher
+    The original matches every prediction, also those whose losses DEEP_SUPERVISION False then drops. Our model leaves
+    these unmatched; where the case has their pairs, they are matched here with the recorded points.
+    """
 
-        def assign(*arguments):
-            pairs = match(*arguments)
+    def record(model, case):
+        named, step = {}, {}
+        stored = {name.split("/")[1] for name in case.meta["tensors"] if name.startswith("matched/")}
+        match = model.criterion.matcher
+        model.decoder.register_forward_hook(lambda module, inputs, predictions: step.update(all=predictions))
+
+        def assign(asked, *arguments):
+            predictions = matched_predictions(step["all"])
+            pairs = match({n: p for n, p in predictions.items() if n in stored or n in asked}, *arguments)
             for name, images in pairs.items():
                 for i, pair in enumerate(images):
                     named[f"matched/{name}/image_{i}"] = torch.stack((pair.queries, pair.targets))
-            return pairs
+            return {name: pairs[name] for name in asked}
 
         monkeypatch.setattr(model.criterion, "matcher", assign)
         return named
@@ -29,10 +37,16 @@ def matched(monkeypatch):
     return record
 
 
+def matched_predictions(predictions):
+    """What the original matches, by the names of the draws."""
+    named = {"layer_last": predictions.last} | {f"layer_{i}": aux for i, aux in enumerate(predictions.aux)}
+    return named if predictions.interm is None else named | {"interm": predictions.interm}
+
+
 def test_a_training_step_equals_the_originals(train_case, golden, golden_model, golden_inputs, matched):
     model = golden_model(train_case).train()
     model.draws = ReplayDraws(train_case.draws())
-    seen, pairs = watch(model), matched(model)
+    seen, pairs = watch(model), matched(model, train_case)
     losses = model(golden_inputs(train_case))
     total = sum(losses.values())
     total.backward()
