@@ -14,13 +14,13 @@ class Prediction:
 
     Attributes:
         logits: (N, Q, C) class logits.
-        boxes: (N, Q, 4) cxcywh in [0, 1] of the padded canvas.
+        boxes: (N, Q, 4) cxcywh in [0, 1] of the padded canvas; None from a segmenter without boxes.
         mask_embed: (N, Q, M); a query's mask is the inner product of its embedding with the mask features. None from a
             detector of boxes alone.
     """
 
     logits: Tensor
-    boxes: Tensor
+    boxes: Optional[Tensor] = None
     mask_embed: Optional[Tensor] = None
 
     def mask_logits(self, mask_features: Tensor) -> Tensor:
@@ -56,10 +56,10 @@ class Target:
     Attributes:
         labels: (n,) int64.
         boxes: (n, 4) cxcywh, fractions of the image's own size (as upstream, quirk Q2) or, with FIX.BOX_CANVAS, of the
-            canvas.
+            canvas; None where only masks are compared.
         masks: (n, H, W) bool; None where only boxes are compared.
     """
 
     labels: Tensor
-    boxes: Tensor
+    boxes: Optional[Tensor] = None
     masks: Optional[Tensor] = None

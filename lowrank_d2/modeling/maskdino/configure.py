@@ -60,17 +60,22 @@ def inference_options(cfg: CfgNode) -> InferenceOptions:
         temperature=test.PANO_TEMPERATURE if test.PANO_TRANSFORM_EVAL else None,
         softmax=has_no_object_logit(cfg) and not test.PANOPTIC_ON,
         resize_first=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE or test.INSTANCE_ON or test.PANOPTIC_ON,
-        thing_classes=_thing_classes(cfg) if test.PANOPTIC_ON else None,
+        thing_classes=thing_classes(cfg, "MODEL.MaskDINO.TEST.PANOPTIC_ON") if test.PANOPTIC_ON else None,
     )
 
 
-def _thing_classes(cfg: CfgNode) -> tuple[int, ...]:
+def thing_classes(cfg: CfgNode, key: str) -> tuple[int, ...]:
+    """The labels of things, by the metadata of the training set; `key` is the switch that asks for them.
+
+    Raises:
+        ConfigError: the metadata does not know them.
+    """
     ids = None
     if cfg.DATASETS.TRAIN:
         ids = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_dataset_id_to_contiguous_id")
     if ids is None:
         raise ConfigError(
-            "MODEL.MaskDINO.TEST.PANOPTIC_ON needs to know which classes are things, but DATASETS.TRAIN "
+            f"{key} needs to know which classes are things, but DATASETS.TRAIN "
             f"{cfg.DATASETS.TRAIN} has no thing_dataset_id_to_contiguous_id in its metadata. Name a panoptic data set, "
             "or switch the task off."
         )

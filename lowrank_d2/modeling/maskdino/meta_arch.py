@@ -212,7 +212,7 @@ class MaskDINO(nn.Module):
     def _target(self, instances: Instances, canvas: tuple[int, int]) -> Target:
         height, width = canvas if self.canvas_boxes else instances.image_size
         boxes = instances.gt_boxes.tensor
-        masks = _masks(instances).to(boxes.device)
+        masks = true_masks(instances).to(boxes.device)
         padded = masks.new_zeros((len(masks), *canvas))
         padded[:, : masks.shape[1], : masks.shape[2]] = masks
         scale = boxes.new_tensor([width, height, width, height])
@@ -226,8 +226,8 @@ def _frames(
         yield Frame(canvas, (height, width), (x.get("height", height), x.get("width", width)))
 
 
-def _masks(instances: Instances) -> Tensor:
-    """(n, H, W) bool.
+def true_masks(instances: Instances) -> Tensor:
+    """The masks of training instances, in whatever form a mapper gives them: (n, H, W) bool.
 
     Raises:
         ConfigError: instances without masks.
@@ -235,7 +235,7 @@ def _masks(instances: Instances) -> Tensor:
     if not instances.has("gt_masks"):
         if len(instances):
             raise ConfigError(
-                f"{len(instances)} training instances came without gt_masks, which Mask DINO needs. "
+                f"{len(instances)} training instances came without gt_masks, which the mask losses need. "
                 "With Detectron2's own mapper set MODEL.MASK_ON True."
             )
         return torch.zeros((0, *instances.image_size), dtype=torch.bool)  # that mapper gives empty images none
