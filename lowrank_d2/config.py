@@ -204,6 +204,8 @@ def _add_training(cfg: CN) -> None:
     node.ACCUMULATE = 1  # batches of IMS_PER_BATCH whose gradients are averaged into one step
     node.AMP.DTYPE = "float16"  # "float16" or "bfloat16"; acts with AMP.ENABLED
 
+    # Names of the classes, in the order of the outputs, where neither data nor a delta tell them to a model that reads them.
+    cfg.MODEL.CLASS_NAMES = []
     cfg.MODEL.WEIGHTS_SHA256 = ""  # of the file MODEL.WEIGHTS, in hexadecimal; "" does not check it
 
     cfg.DATALOADER.TIMEOUT = 600  # seconds without a batch from the workers after which a run stops; 0: wait for ever
