@@ -25,7 +25,11 @@ from lowrank_d2.errors import ConfigError, LowRankError, OutputError
 
 # Meta-architecture -> its package below projects/, "FOLDER/package". Importing the package registers the models; its
 # `add_config(cfg)` declares their keys.
-PROJECTS: Mapping[str, str] = {"YOLOS": "YOLOS/yolos"}
+PROJECTS: Mapping[str, str] = {
+    "AdaMixer": "LORS/lors",
+    "SEEM": "SEEM/seem",
+    "YOLOS": "YOLOS/yolos",
+}
 
 # Keys that name what somebody registered.
 REGISTRIES = {"MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY, "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY}

@@ -1,0 +1,78 @@
+"""From the names of classes to token ids: cleaned words in the sentences of a template set."""
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lowrank_d2.errors import ConfigError
+from seem.tokenizer import Tokenizer
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+BACKGROUND = "background"
+
+
+def read_templates(name: str) -> list[str]:
+    """The sentences of a set, one a line of seem/templates/<name>.txt, each with {} for the class.
+
+    Raises:
+        ConfigError: there is no such set.
+    """
+    sets = {path.stem: path for path in TEMPLATES.glob("*.txt")}
+    if name not in sets:
+        raise ConfigError(
+            f"MODEL.SEEM.TEXT.TEMPLATES is {name!r}. Use one of {', '.join(map(repr, sorted(sets)))}, or add "
+            f"{name}.txt to {TEMPLATES}."
+        )
+    return sets[name].read_text(encoding="utf-8").splitlines()
+
+
+def words_of(name: str) -> str:
+    """What the text encoder reads for a class: without COCO's "-other", "-merged" and "-stuff", as in the original."""
+    return re.sub("-other|-merged|-stuff", "", name)
+
+
+def check_distinct(names: Sequence[str]) -> None:
+    """Looks for classes that no words can tell apart.
+
+    Raises:
+        ConfigError: a class without words, or two that read the same; the message names them.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        words = " ".join(words_of(name).lower().split())
+        if not words:
+            raise ConfigError(f"The class {name!r} has no words. Give it some in MODEL.SEEM.CLASS_PROMPTS.")
+        if words in seen:
+            raise ConfigError(
+                f"The classes {seen[words]!r} and {name!r} have the same words, {words!r}, so that nothing tells them "
+                "apart. Give them different ones in MODEL.SEEM.CLASS_PROMPTS."
+            )
+        seen[words] = name
+
+
+def tokenize(names: Sequence[str], templates: Sequence[str], tokenizer: Tokenizer, length: int) -> Tensor:
+    """Every class, and "background" as the last one, in every template.
+
+    Args:
+        length: of the context: tokens of a text, start and end among them.
+
+    Returns:
+        (K + 1, T, length) int64; what is behind the end repeats its token.
+
+    Raises:
+        ConfigError: a class whose words are too long; the message names it.
+    """
+    result = torch.full((len(names) + 1, len(templates), length), tokenizer.end)
+    for row, name in enumerate([*names, BACKGROUND]):
+        for column, template in enumerate(templates):
+            text = template.format(words_of(name))
+            ids = [tokenizer.start, *tokenizer.encode(text), tokenizer.end]
+            if len(ids) > length:
+                raise ConfigError(
+                    f"The class {name!r} is too long: {text!r} has {len(ids)} tokens, start and end among them, and the "
+                    f"text encoder reads {length}. Shorten it in MODEL.SEEM.CLASS_PROMPTS."
+                )
+            result[row, column, : len(ids)] = torch.tensor(ids)
+    return result
