@@ -64,6 +64,12 @@ class FullBranches(nn.ModuleList):
         return torch.stack([branch(x) for branch in self])
 
 
+def training_only_names(model: nn.Module) -> set[str]:
+    """Names of the tensors of all branches of `model`, as in its state dict: what evaluation has no use for."""
+    modules = [(path, module) for path, module in model.named_modules() if getattr(module, "training_only", False)]
+    return {f"{path}.{name}" for path, module in modules for name, _ in module.named_parameters()}
+
+
 def _updated(y: Tensor, x: Tensor, updates: nn.ModuleList) -> Tensor:
     """y + (x A) B of every branch: y, x (1 or count, N, Q, .) -> (count, N, Q, out)."""
     n, q = x.shape[1:3]

@@ -83,7 +83,9 @@ class BranchSettings:
         )
 
     def assigner(self) -> OneToManyAssigner:
-        return OneToManyAssigner(k=self.k, tau=self.tau, alpha=self.alpha, cap=self.cap, rule=self.rule)
+        return OneToManyAssigner(
+            k=self.k, tau=self.tau, alpha=self.alpha, cap=self.cap, rule=self.rule, merge_indices=self.merge_indices
+        )
 
 
 def _of_each_branch(node: CfgNode, key: str, count: int) -> tuple[float, ...]:

@@ -111,28 +111,43 @@ class OneToManyAssigner:
         alpha: the weights of the class probability in the score; the rest is IoU.
         cap: the largest share of positive queries, with the released rule.
         rule: "released" or "paper".
+        merge_indices: queries that are left free take their one-to-one pair, and a query keeps one object alone.
     """
 
     def __init__(
-        self, *, k: Sequence[int], tau: Sequence[float], alpha: Sequence[float], cap: float = 0.25, rule: str = "released"
+        self,
+        *,
+        k: Sequence[int],
+        tau: Sequence[float],
+        alpha: Sequence[float],
+        cap: float = 0.25,
+        rule: str = "released",
+        merge_indices: bool = False,
     ):
         self.k, self.tau, self.alpha = tuple(k), tuple(tau), tuple(alpha)
-        self.cap, self.rule = cap, rule
+        self.cap, self.rule, self.merge_indices = cap, rule, merge_indices
 
     @torch.no_grad()
     def __call__(
-        self, logits: Tensor, boxes: Tensor, targets: PaddedTargets, draws: Draws
-    ) -> tuple[Tensor, Tensor]:
-        """
+        self, logits: Tensor, boxes: Tensor, targets: PaddedTargets, one_to_one: Assignment, draws: Draws
+    ) -> tuple[Assignment, Tensor]:
+        """The pairs of all branches and layers.
+
         Args:
             logits: (branches, layers, N, Q, C); boxes: (branches, layers, N, Q, 4).
+            one_to_one: of the layers' primary predictions.
 
         Returns:
-            scores (branches, layers, N, G, Q) and, of the same shape, which pairs are assigned.
+            the pairs, over branches * layers sets, and the scores (branches * layers, N, G, Q).
         """
         scores = match_scores(logits, boxes, targets, self._by_branch(self.alpha, scores_dim=5, like=boxes))
         keep = self._draw(scores, targets, draws) if self.rule == "released" else None
-        return scores, self.assign(scores, targets.present, keep)
+        paired = self.assign(scores, targets.present, keep).flatten(0, 1)
+        scores = scores.flatten(0, 1)
+        if not self.merge_indices:
+            return assignment_of(paired, scores), scores
+        table = one_to_one.table(logits.shape[1:-1])
+        return merged(paired, scores, table.repeat(len(logits), 1, 1)), scores
 
     def assign(self, scores: Tensor, present: Tensor, keep: Optional[Tensor] = None) -> Tensor:
         """Which pairs belong together.
@@ -173,7 +188,8 @@ class OneToManyAssigner:
         kept = positive & (rank < int(self.cap * scores.shape[-1]))
         return torch.zeros_like(favourite).scatter_add(-1, owner, kept.long())
 
-    def _by_branch(self, values: Sequence[float], scores_dim: int, like: Tensor) -> Tensor:
+    @staticmethod
+    def _by_branch(values: Sequence[float], scores_dim: int, like: Tensor) -> Tensor:
         return torch.tensor(values, device=like.device).view(-1, *(1,) * (scores_dim - 1))
 
     @staticmethod

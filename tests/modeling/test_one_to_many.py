@@ -10,6 +10,8 @@ from lowrank_d2.modeling.one_to_many import (
 )
 from lowrank_d2.modeling.predictions import Target
 
+NONE = torch.zeros(0, dtype=torch.int64)
+NOBODY = Assignment(NONE, NONE, NONE, NONE, NONE.bool())
 WORKED = [
     [0.90, 0.85, 0.45, 0.60, 0.10, 0.05, 0.20, 0.00],
     [0.10, 0.80, 0.55, 0.65, 0.00, 0.05, 0.15, 0.00],
@@ -100,24 +102,26 @@ def test_all_branches_layers_and_images_at_once_equal_a_loop(cap):
     logits, boxes = torch.randn(2, 3, 3, 20, 4), 0.3 + 0.3 * torch.rand(2, 3, 3, 20, 4)
     draws = RecordingDraws(Draws())
     assign_all = OneToManyAssigner(k=k, tau=tau, alpha=alpha, cap=cap)
-    scores, paired = assign_all(logits, boxes, PaddedTargets.of(targets), draws)
-    assert paired.shape == (2, 3, 3, 7, 20)
+    result, scores = assign_all(logits, boxes, PaddedTargets.of(targets), NOBODY, draws)
+    assert scores.shape == (6, 3, 7, 20)
     assert len(draws.recorded) == 2 * 3 * 2  # none for the image without objects
     for branch in range(2):
         for layer in range(3):
             for image, count in enumerate(counts):
                 keep = draws.recorded.get(f"assigner/branch_{branch}/layer_{layer}/image_{image}/keep")
-                want = by_loops(scores[branch, layer, image, :count], k[branch], tau[branch], cap, keep)
-                assert pairs(paired[branch, layer, image]) == want
-    again = assign_all(logits, boxes, PaddedTargets.of(targets), ReplayDraws(draws.recorded))
-    assert torch.equal(again[1], paired)
+                want = by_loops(scores[3 * branch + layer, image, :count], k[branch], tau[branch], cap, keep)
+                mine = (result.sets == 3 * branch + layer) & (result.images == image)
+                assert set(zip(result.queries[mine].tolist(), result.targets[mine].tolist())) == want
+    again, _ = assign_all(logits, boxes, PaddedTargets.of(targets), NOBODY, ReplayDraws(draws.recorded))
+    assert torch.equal(again.queries, result.queries)
 
 
 def test_without_any_object_nothing_is_assigned():
     nothing = [Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))] * 2
     for rule in ("released", "paper"):
-        scores, paired = assigner(3, rule=rule)(torch.zeros(1, 2, 2, 5, 4), torch.full((1, 2, 2, 5, 4), 0.5), PaddedTargets.of(nothing), ReplayDraws({}))
-        assert not paired.any() and len(assignment_of(paired[0], scores[0]).queries) == 0
+        logits, boxes = torch.zeros(1, 2, 2, 5, 4), torch.full((1, 2, 2, 5, 4), 0.5)
+        result, _ = assigner(3, rule=rule)(logits, boxes, PaddedTargets.of(nothing), NOBODY, ReplayDraws({}))
+        assert len(result.queries) == 0
 
 
 def test_of_several_objects_of_a_query_that_with_the_highest_score_decides():
