@@ -1,0 +1,177 @@
+"""What a config means: checks before anything is built, then the parts of the model."""
+from typing import Any, Optional
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_backbone
+
+from lora_detr import losses
+from lora_detr.deformable import DeformableDecoder, LearnedQueries, SelectedQueries
+from lora_detr.deformable_criterion import DeformableCriterion
+from lora_detr.encoder import Encoder
+from lora_detr.levels import Neck
+from lowrank_d2.errors import ConfigError
+from lowrank_d2.modeling import coco_labels
+from lowrank_d2.modeling.branch_settings import BranchSettings
+from lowrank_d2.modeling.deformable_transformer import DecoderLayer
+from lowrank_d2.modeling.delta_file import with_local_delta
+from lowrank_d2.modeling.matcher import HungarianMatcher
+from lowrank_d2.peft import PeftConfig, read_header
+
+CLASS_LOSSES = {"focal": losses.focal, "quality": losses.quality_focal}
+
+
+def deformable_parts(cfg: CfgNode) -> dict[str, Any]:
+    """The arguments of DeformableDETR's constructor. With MODEL.PEFT.DELTA methods and classes are those of that file.
+
+    Raises:
+        ConfigError: a value that no model can be built from, or a delta without the base that it belongs to.
+    """
+    cfg, peft = _with_delta(cfg)
+    node = cfg.MODEL.DEFORMABLE_DETR
+    _check(node, "MODEL.DEFORMABLE_DETR")
+    if node.CLASS_LOSS not in CLASS_LOSSES:
+        listed = ", ".join(map(repr, CLASS_LOSSES))
+        raise ConfigError(f"MODEL.DEFORMABLE_DETR.CLASS_LOSS is {node.CLASS_LOSS!r}. Use one of {listed}.")
+    if node.MIXED_SELECTION and not node.TWO_STAGE:
+        raise ConfigError(
+            "MODEL.DEFORMABLE_DETR.MIXED_SELECTION is True, but TWO_STAGE is False: there are no selected boxes to mix "
+            "with learned contents. Set TWO_STAGE True."
+        )
+    branches = BranchSettings.from_node(cfg.MODEL.LORA_DETR, node.NUM_QUERIES)
+    num_labels = coco_labels.num_labels(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, node.COCO_IDS)
+    if node.TWO_STAGE:
+        queries = SelectedQueries(num_queries=node.NUM_QUERIES, embed_dim=node.HIDDEN_DIM, mixed=node.MIXED_SELECTION)
+    else:
+        queries = LearnedQueries(num_queries=node.NUM_QUERIES, embed_dim=node.HIDDEN_DIM)
+    return {
+        **_common_parts(cfg, node, size_divisibility=0),
+        "queries": queries,
+        "decoder": DeformableDecoder(
+            num_layers=node.DEC_LAYERS,
+            embed_dim=node.HIDDEN_DIM,
+            num_labels=num_labels,
+            num_heads_of_classes=node.DEC_LAYERS + int(node.TWO_STAGE),
+            look_forward_twice=node.LOOK_FORWARD_TWICE,
+            make_layer=lambda: _decoder_layer(node, branches, node.CROSS_FIRST),
+        ),
+        "criterion": DeformableCriterion(
+            matcher=_matcher(node, focal_eps=1e-8),
+            anchor_matcher=_box_matcher(node),
+            class_loss=CLASS_LOSSES[node.CLASS_LOSS],
+            weights=_weights(node),
+            branch_weights=_branch_weights(node, branches),
+            encoder_weights=_weights(node.ENCODER),
+            assigner=branches.assigner() if branches else None,
+            branch_suffix="_o2m" if node.CROSS_FIRST and branches and branches.count == 1 else "_o2m_lora_{}",
+        ),
+        "peft": peft,
+    }
+
+
+def _common_parts(cfg: CfgNode, node: CfgNode, size_divisibility: int) -> dict[str, Any]:
+    """The arguments of `DetectionTransformer`."""
+    backbone = build_backbone(cfg)
+    shapes = backbone.output_shape()
+    unknown = [name for name in node.IN_FEATURES if name not in shapes]
+    if unknown or not node.IN_FEATURES or len(node.IN_FEATURES) > node.NUM_LEVELS:
+        raise ConfigError(
+            f"IN_FEATURES {list(node.IN_FEATURES)} must be one or more of the backbone's {sorted(shapes)}, and no more than "
+            f"NUM_LEVELS {node.NUM_LEVELS}. Change one of the two, or the backbone's OUT_FEATURES."
+        )
+    return {
+        "backbone": backbone,
+        "in_features": node.IN_FEATURES,
+        "neck": Neck(
+            in_channels=[shapes[name].channels for name in node.IN_FEATURES],
+            embed_dim=node.HIDDEN_DIM,
+            num_levels=node.NUM_LEVELS,
+        ),
+        "encoder": Encoder(
+            num_layers=node.ENC_LAYERS,
+            embed_dim=node.HIDDEN_DIM,
+            feedforward_dim=node.DIM_FEEDFORWARD,
+            num_heads=node.NHEADS,
+            num_levels=node.NUM_LEVELS,
+            num_points=node.NUM_POINTS,
+            dropout=node.DROPOUT,
+            fusion=node is cfg.MODEL.RELATION_DETR,
+        ),
+        "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        "coco_ids": node.COCO_IDS,
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "size_divisibility": size_divisibility,
+        "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+    }
+
+
+def _decoder_layer(node: CfgNode, branches: Optional[BranchSettings], cross_first: bool) -> DecoderLayer:
+    sizes = {"embed_dim": node.HIDDEN_DIM, "dropout": node.DROPOUT}
+    return DecoderLayer(
+        **sizes,
+        feedforward_dim=node.DIM_FEEDFORWARD,
+        num_heads=node.NHEADS,
+        num_levels=node.NUM_LEVELS,
+        num_points=node.NUM_POINTS,
+        cross_first=cross_first,
+        branches=branches.build(**sizes, hidden_dim=node.DIM_FEEDFORWARD) if branches else None,
+    )
+
+
+def _matcher(node: CfgNode, focal_eps: float) -> HungarianMatcher:
+    return HungarianMatcher(
+        cost_class=node.COST_CLASS_WEIGHT,
+        cost_box=node.COST_BOX_WEIGHT,
+        cost_giou=node.COST_GIOU_WEIGHT,
+        giou_eps=0.0,
+        focal_eps=focal_eps,
+    )
+
+
+def _box_matcher(node: CfgNode) -> HungarianMatcher:
+    """For anchors, which have no class."""
+    return HungarianMatcher(
+        cost_class=0.0, cost_box=node.COST_BOX_WEIGHT, cost_giou=node.COST_GIOU_WEIGHT, giou_eps=0.0
+    )
+
+
+def _weights(node: CfgNode) -> dict[str, float]:
+    return {"class": node.CLASS_WEIGHT, "bbox": node.BOX_WEIGHT, "giou": node.GIOU_WEIGHT}
+
+
+def _branch_weights(node: CfgNode, branches: Optional[BranchSettings]) -> dict[str, float]:
+    if branches is None:
+        return {}
+    factor = branches.loss_weight / branches.count
+    return {name: weight * factor for name, weight in _weights(node.BRANCH).items()}
+
+
+def _with_delta(cfg: CfgNode) -> tuple[CfgNode, PeftConfig]:
+    """The config with the classes of MODEL.PEFT.DELTA where there is one, and the methods."""
+    cfg = with_local_delta(cfg)
+    peft = PeftConfig.from_node(cfg.MODEL.PEFT)
+    if not peft.delta:
+        return cfg, peft
+    if not cfg.MODEL.WEIGHTS:
+        raise ConfigError(
+            f"MODEL.PEFT.DELTA is {peft.delta}, but MODEL.WEIGHTS is empty: a delta is the difference from a base. Set "
+            "MODEL.WEIGHTS to the file of that base."
+        )
+    header = read_header(peft.delta)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = header.num_classes
+    return cfg, peft.with_header(header)
+
+
+def _check(node: CfgNode, name: str) -> None:
+    for key in ("NHEADS", "NUM_POINTS", "NUM_LEVELS", "ENC_LAYERS", "DEC_LAYERS", "DIM_FEEDFORWARD", "NUM_QUERIES"):
+        if node[key] < 1:
+            raise ConfigError(f"{name}.{key} is {node[key]}. Use an integer of 1 or more.")
+    if node.HIDDEN_DIM < 1 or node.HIDDEN_DIM % 32 or node.HIDDEN_DIM % node.NHEADS:
+        raise ConfigError(
+            f"{name}.HIDDEN_DIM is {node.HIDDEN_DIM}, which the 32 groups of the norms and {node.NHEADS} heads cannot share. "
+            "Choose a multiple of both."
+        )
+    if not 0 <= node.DROPOUT < 1:
+        raise ConfigError(f"{name}.DROPOUT is {node.DROPOUT}. Use a number of at least 0 and below 1.")
