@@ -8,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lowrank_d2.engine import schedules
 from lowrank_d2.errors import ConfigError
+from lowrank_d2.peft.trainable import below
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,  # batch, instance and synchronised norms
@@ -47,11 +48,12 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> List[dict]:
 
     The backbone learns at BACKBONE_MULTIPLIER. Norms decay by WEIGHT_DECAY_NORM, embeddings by WEIGHT_DECAY_EMBED,
     Swin's position tables and what the model's `no_weight_decay()` names not at all, biases by WEIGHT_DECAY_BIAS where
-    that is set, all else by WEIGHT_DECAY.
+    that is set, all else by WEIGHT_DECAY. A model's `learning_rates()`, {module or parameter: factor}, come on top.
     """
     solver = cfg.SOLVER
     model = model.module if isinstance(model, DistributedDataParallel) else model
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    relative = model.learning_rates() if hasattr(model, "learning_rates") else {}
     groups: Dict[Tuple[float, float], List[nn.Parameter]] = {}
     seen = set()
     for module_name, module in model.named_modules():
@@ -59,7 +61,9 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> List[dict]:
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
+            path = f"{module_name}.{name}".lstrip(".")
             rate, decay = solver.BASE_LR, solver.WEIGHT_DECAY
+            rate *= next((factor for prefix, factor in relative.items() if below(path, prefix)), 1.0)
             if "backbone" in module_name:
                 rate *= solver.BACKBONE_MULTIPLIER
             if name == "bias":
@@ -69,7 +73,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> List[dict]:
                 decay = solver.WEIGHT_DECAY_NORM
             elif isinstance(module, nn.Embedding):
                 decay = solver.WEIGHT_DECAY_EMBED
-            elif name in _POSITION_TABLES or f"{module_name}.{name}".lstrip(".") in exempt:
+            elif name in _POSITION_TABLES or path in exempt:
                 decay = 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]

@@ -122,6 +122,19 @@ def test_a_model_may_name_what_does_not_decay():
     assert [id(p) for p in groups[cfg.SOLVER.WEIGHT_DECAY]] == [id(model.layer.weight)]
 
 
+def test_a_model_may_name_rates_of_its_own():
+    class Choosy(Model):
+        def learning_rates(self):
+            return {"backbone.conv": 0.5, "level_embed": 0.2, "norm": 0.0}
+
+    cfg = load_config([], ["SOLVER.BASE_LR", "1.0"])
+    model = Choosy()
+    found = {id(p): group["lr"] for group in parameter_groups(cfg, model) for p in group["params"]}
+    assert found[id(model.backbone["conv"].weight)] == 0.5 * cfg.SOLVER.BACKBONE_MULTIPLIER
+    assert found[id(model.level_embed)] == 0.2 and found[id(model.norm.weight)] == 0.0
+    assert found[id(model.backbone["norm"].weight)] == cfg.SOLVER.BACKBONE_MULTIPLIER and found[id(model.group.weight)] == 1.0
+
+
 def test_adam_takes_its_betas_and_eps():
     cfg = load_config([], ["SOLVER.BETAS", "[0.9, 0.98]", "SOLVER.EPS", "1e-6"])
     (group,) = build_optimizer(cfg, nn.Linear(2, 2, bias=False)).param_groups
