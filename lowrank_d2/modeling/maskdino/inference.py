@@ -187,7 +187,9 @@ def instance_results(
 
 def mean_inside(mask_logits: Tensor, masks: Tensor) -> Tensor:
     """Mean probability of each mask's own pixels, (n, H, W) both -> (n,); 0 for an empty mask."""
-    inside = F.threshold(mask_logits.sigmoid(), 0.5, 0.0)  # several times as fast as a product with the masks
+    # Several times as fast as a product with the masks. Logits are compared, since the sigmoid of the smallest positive
+    # ones is 0.5, too: these pixels are inside.
+    inside = F.threshold(mask_logits, 0.0, -torch.inf).sigmoid_()
     return inside.flatten(1).sum(1) / (masks.flatten(1).sum(1, dtype=inside.dtype) + 1e-6)
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lowrank_d2.modeling.maskdino import inference
-from lowrank_d2.modeling.maskdino.inference import Frame, InferenceOptions, image_results
+from lowrank_d2.modeling.maskdino.inference import Frame, InferenceOptions, image_results, mean_inside
 from lowrank_d2.modeling.predictions import Prediction
 
 FRAME = Frame(canvas=(32, 48), image=(30, 40), output=(60, 80))
@@ -49,6 +49,12 @@ def test_instances_are_the_best_pairs_with_mask_quality(monkeypatch, pixels):
         corners = torch.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
         torch.testing.assert_close(found.pred_boxes.tensor[i], corners * torch.tensor([96.0, 64.0, 96.0, 64.0]))
     assert found.image_size == (60, 80) and found.pred_masks.dtype == torch.bool
+
+
+def test_mask_quality_counts_pixels_whose_probability_rounds_to_a_half():
+    logits = torch.tensor([[[1e-9, 3.0, 0.0, -1e-9, -2.0]], [[-1.0, -2.0, 0.0, -1e-9, -3.0]]])
+    quality = mean_inside(logits, logits > 0)
+    torch.testing.assert_close(quality, torch.tensor([(0.5 + torch.tensor(3.0).sigmoid()) / 2, 0.0]))
 
 
 def test_scores_without_mask_quality():
