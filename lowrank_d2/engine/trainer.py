@@ -30,7 +30,7 @@ from lowrank_d2.engine.memory import keep_freed_memory
 from lowrank_d2.errors import ConfigError, LowRankError, OutputError, TrainingError
 from lowrank_d2.files import DISK_FULL, explain, write_text
 from lowrank_d2.modeling.delta_file import with_local_delta
-from lowrank_d2.peft import PeftConfig, apply_peft, check_gradients, eval_frozen, regularization
+from lowrank_d2.peft import PeftConfig, apply_peft, check_frozen, check_gradients, eval_frozen, regularization
 
 logger = logging.getLogger(__name__)
 
@@ -391,9 +391,14 @@ class LowRankTrainer(DefaultTrainer):
         self.saved_iter = state["iterations"] - 1
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Continues the run in OUTPUT_DIR, or loads MODEL.WEIGHTS when there is none or `resume` is False."""
+        """Continues the run in OUTPUT_DIR, or loads MODEL.WEIGHTS when there is none or `resume` is False.
+
+        Raises:
+            CheckpointError: MODEL.WEIGHTS leaves something random that does not train.
+        """
         if not resume or not self.checkpointer.has_checkpoint():
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS)
+            check_frozen(self.bare_model)
             return
         path = self.checkpointer.get_checkpoint_file()
         self.load_state_dict(resuming.trainer_state(self.checkpointer.load(path), path))

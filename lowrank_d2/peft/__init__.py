@@ -10,7 +10,7 @@ from lowrank_d2.peft.loha import LoHa
 from lowrank_d2.peft.lokr import LoKr
 from lowrank_d2.peft.lora import LoRA
 from lowrank_d2.peft.merge import merge
-from lowrank_d2.peft.trainable import Counts, check_gradients, count, eval_frozen, freeze
+from lowrank_d2.peft.trainable import Counts, check_frozen, check_gradients, count, eval_frozen, freeze
 
 __all__ = [
     "METHODS",
@@ -26,6 +26,7 @@ __all__ = [
     "PeftConfig",
     "RankBudget",
     "apply_peft",
+    "check_frozen",
     "check_gradients",
     "count",
     "eval_frozen",

@@ -5,6 +5,8 @@
 - A checkpoint of an adapted run (a resume): it has the methods' tensors, so the configured delta is left out. Such a
   state dict carries the methods in its metadata, where rank and alpha are compared.
 - A delta file: refused, because the base would stay random.
+
+What no plain base has brought so far is kept as `model.peft_unloaded`, for `check_frozen`.
 """
 import logging
 from typing import Any, Mapping
@@ -66,6 +68,7 @@ def _after_load(model: nn.Module, incompatible: Any) -> None:
                 f"The checkpoint of an adapted model lacks {len(absent)} of its {len(added)} added tensors, first "
                 f"{absent[0]}. Load the checkpoint that the run wrote last, or the plain base."
             )
+        model.peft_unloaded = set()
         return
     for _, module in adapted_modules(model):
         module.follow_base()
@@ -77,3 +80,5 @@ def _after_load(model: nn.Module, incompatible: Any) -> None:
         )
         provided |= {prefix + name for name in header.tensors}
     incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in provided]
+    unloaded = {name.removeprefix(prefix) for name in incompatible.missing_keys}
+    model.peft_unloaded = unloaded & getattr(model, "peft_unloaded", unloaded)

@@ -9,10 +9,12 @@ from typing import Iterable, Iterator, Sequence, Union
 
 from torch import nn
 
-from lowrank_d2.errors import ConfigError
+from lowrank_d2.errors import CheckpointError, ConfigError
 from lowrank_d2.peft.adalora import freed_by_budget
 from lowrank_d2.peft.adapted import Adapted
 from lowrank_d2.peft.adapter import SequentialAdapter
+
+_TRAINED = ("embeddings", "decoder", "full_head")  # what of a model's parts TRAIN can name, from the smallest on
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,35 @@ def eval_frozen(model: nn.Module) -> None:
             module.eval()
 
 
+def check_frozen(model: nn.Module) -> None:
+    """To be called when the base is loaded and it is settled what trains, before the first step.
+
+    The label embedding may stay as initialised: its rows need only differ.
+
+    Raises:
+        CheckpointError: the base did not bring parameters that do not train, such as a class head of other classes.
+    """
+    unloaded, parts = getattr(model, "peft_unloaded", ()), _parts(model)
+    if not unloaded or model.peft_config.train == "all":
+        return
+    brought, random = set(), {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name not in unloaded:
+            brought.add(id(parameter))
+        elif not parameter.requires_grad and not below(name, parts.get("label_embedding", ())):
+            random[name] = parameter
+    random = {name: tuple(parameter.shape) for name, parameter in random.items() if id(parameter) not in brought}
+    if random:
+        shown = ", ".join(f"{name} {shape}" for name, shape in list(random.items())[:5])
+        more = f" and {len(random) - 5} more" if len(random) > 5 else ""
+        trains = [part for part in _TRAINED if part in parts and all(below(name, parts[part]) for name in random)]
+        raise CheckpointError(
+            f"The checkpoint does not bring {len(random)} parameters in the model's shape, and with MODEL.PEFT.TRAIN "
+            f"{model.peft_config.train!r} they would stay random: {shown}{more}. Has it other classes than the data? "
+            f"Then use its classes, or a TRAIN with which they learn: {', '.join(map(repr, [*trains, 'all']))}."
+        )
+
+
 def check_gradients(model: nn.Module) -> None:
     """To be called after the first backward pass.
 
@@ -158,9 +189,9 @@ def _only_computes(module: nn.Module) -> bool:
 
 
 def _trained_prefixes(model: nn.Module, train: str, train_label_embedding: bool) -> Sequence[str]:
-    parts = model.peft_parts() if hasattr(model, "peft_parts") else {}
+    parts = _parts(model)
     if train not in ("none", *parts):
-        allowed = ["all", "none", *(part for part in ("full_head", "decoder", "embeddings") if part in parts)]
+        allowed = ["all", "none", *(part for part in reversed(_TRAINED) if part in parts)]
         raise ConfigError(
             f"MODEL.PEFT.TRAIN is {train!r}, but {type(model).__name__} knows only {', '.join(map(repr, allowed))}. "
             "Use one of these, or give the model a method peft_parts()."
@@ -172,6 +203,10 @@ def _trained_prefixes(model: nn.Module, train: str, train_label_embedding: bool)
     if train_label_embedding and train in ("embeddings", "none"):
         prefixes += tuple(parts.get("label_embedding", ()))
     return prefixes
+
+
+def _parts(model: nn.Module) -> dict[str, Sequence[str]]:
+    return model.peft_parts() if hasattr(model, "peft_parts") else {}
 
 
 def _components(model: nn.Module) -> dict[str, Union[str, Sequence[str]]]:

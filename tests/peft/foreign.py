@@ -78,12 +78,12 @@ DATALOADER: {NUM_WORKERS: 0}
 """
 
 
-def write_coco(folder: Path):
-    """images/, train.json with two pictures and val.json with one, in the classes of COCO."""
+def write_coco(folder: Path, classes: int = 80):
+    """images/, train.json with two pictures and val.json with one, in the first classes of COCO."""
     (folder / "images").mkdir(parents=True)
     metadata = MetadataCatalog.get("coco_2017_train")
     ids = sorted(metadata.thing_dataset_id_to_contiguous_id)
-    categories = [{"id": key, "name": name} for key, name in zip(ids, metadata.thing_classes)]
+    categories = [{"id": key, "name": name} for key, name in zip(ids, metadata.thing_classes)][:classes]
     drawn = np.random.default_rng(0)
     for split, count in (("train", 2), ("val", 1)):
         content = {"images": [], "annotations": [], "categories": categories}

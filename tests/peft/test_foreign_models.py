@@ -300,6 +300,23 @@ def test_the_commands_of_the_readme_on_mask_rcnn(cpu_operators, tmp_path, monkey
             assert (ours - merged).abs().max() <= 1e-4 * ours.abs().max()
 
 
+@needs_rcnn
+@pytest.mark.parametrize("train, code", [("none", 2), ("all", 0)])
+def test_a_frozen_head_for_other_classes_ends_the_run_before_it_begins(cpu_operators, train, code, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    foreign.write_pkl(rcnn(zoo_config(tmp_path)), tmp_path / "base.pkl")
+    foreign.write_coco(tmp_path, classes=20)
+    words = shlex.split(readme_blocks("sh")[0].replace("\\\n", " ").splitlines()[0])[2:]
+    words[words.index("model_final_f10217.pkl")] = "base.pkl"
+    words[words.index("none")] = train
+    tool = runpy.run_path(str(ROOT / "tools" / "train_net.py"))
+    assert run_tool(tool["main"], parser_of(tool), words) == code
+    if code:
+        message = capsys.readouterr().err
+        assert "does not bring 6 parameters" in message and "roi_heads.box_predictor.cls_score.weight (21, 1024)" in message
+        assert not Path("output/rcnn/metrics.json").exists()
+
+
 def parser_of(tool):
     """The parser of merge.py, or that of train_net.py."""
     return tool["parser"]() if "parser" in tool else tool["train_parser"](tool["__doc__"])

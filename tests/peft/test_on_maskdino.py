@@ -11,7 +11,7 @@ from lowrank_d2.engine.defaults import load_config
 from lowrank_d2.engine.weight_files import convert_weights, merge_delta
 from lowrank_d2.errors import CheckpointError, ConfigError, DeltaError
 from lowrank_d2.modeling.maskdino.weights import from_upstream
-from lowrank_d2.peft import check_gradients, merge, save_delta
+from lowrank_d2.peft import check_frozen, check_gradients, merge, save_delta
 from lowrank_d2.peft.trainable import added_names
 
 SMALL = """
@@ -209,3 +209,14 @@ def test_what_cannot_be_merged_or_converted_is_said(config, base, tmp_path):
     convert_weights("maskdino", base, target)
     with pytest.raises(CheckpointError, match="has the original's names already"):
         convert_weights("maskdino", target, str(tmp_path / "again.pth"))
+
+
+def test_a_class_head_of_other_classes_may_be_random_if_it_trains(config, tmp_path):
+    torch.save({"model": build_model(config()).state_dict()}, tmp_path / "base.pth")
+    for train in ("embeddings", "none"):
+        model = build_model(config(*LORA, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "5", "MODEL.PEFT.TRAIN", train))
+        DetectionCheckpointer(model).load(str(tmp_path / "base.pth"))
+        if train == "embeddings":
+            check_frozen(model)
+    with pytest.raises(CheckpointError, match=r"decoder.heads.class_embed.weight \(5, 32\), .* 'embeddings'"):
+        check_frozen(model)

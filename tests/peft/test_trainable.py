@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_d2.errors import ConfigError
-from lowrank_d2.peft import Adapter, LoRA, check_gradients, count, eval_frozen, freeze, inject
+from lowrank_d2.errors import CheckpointError, ConfigError
+from lowrank_d2.peft import Adapter, LoRA, check_frozen, check_gradients, count, eval_frozen, freeze, inject
 from lowrank_d2.peft.trainable import below
 
 
@@ -130,3 +130,53 @@ def test_a_trainable_parameter_without_gradient_is_named(make_toy):
         check_gradients(model)
     del model.unused
     check_gradients(model)
+
+
+# What a base of other classes leaves random.
+
+
+def loaded_from(make_toy, source, train, labels=True):
+    """A Toy of 3 classes adapted by LoRA, with what fits of a state dict, as fvcore's checkpointer loads it."""
+    model = inject(make_toy(), [LoRA(rank=1)], train, labels)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    model.load_state_dict({name: each for name, each in source.items() if each.shape == shapes[name]}, strict=False)
+    return model
+
+
+def test_a_frozen_head_of_other_classes_is_refused(make_toy):
+    other = make_toy(classes=5).state_dict()
+    with pytest.raises(CheckpointError, match=r"not bring 2 parameters .* 'none' .*: class_embed.weight \(3, 6\), cl") as error:
+        check_frozen(loaded_from(make_toy, other, "none"))
+    assert "learn: 'embeddings', 'decoder', 'full_head', 'all'." in str(error.value)
+    for train in ("embeddings", "full_head", "all"):
+        check_frozen(loaded_from(make_toy, other, train, labels=False))  # the label embedding may stay random
+    check_frozen(loaded_from(make_toy, make_toy().state_dict(), "none"))
+
+
+def test_a_base_may_come_in_parts_and_a_head_may_be_set_free_later(make_toy):
+    whole = make_toy().state_dict()
+    head = {name: tensor for name, tensor in whole.items() if name.startswith("class_embed")}
+    model = loaded_from(make_toy, {name: whole[name] for name in whole.keys() - head.keys()}, "none")
+    with pytest.raises(CheckpointError, match="class_embed.weight"):
+        check_frozen(model)
+    model.class_embed.requires_grad_(True)
+    check_frozen(model)
+    model.class_embed.requires_grad_(False)
+    model.load_state_dict(head, strict=False)
+    check_frozen(model)
+
+
+def test_a_backbone_alone_leaves_the_rest_random(make_toy):
+    backbone = {name: each for name, each in make_toy().state_dict().items() if name.startswith("backbone")}
+    with pytest.raises(CheckpointError, match="and 15 more"):
+        check_frozen(loaded_from(make_toy, backbone, "embeddings"))
+    check_frozen(loaded_from(make_toy, backbone, "full_head"))
+    check_frozen(inject(make_toy(), [LoRA(rank=1)]))  # nothing was loaded, which is said elsewhere
+
+
+def test_a_parameter_is_brought_under_any_of_its_names():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    inject(model, [], "none")
+    model.load_state_dict({"0.weight": torch.zeros(2, 2), "0.bias": torch.zeros(2), "1.bias": torch.zeros(2)}, strict=False)
+    check_frozen(model)

@@ -109,3 +109,14 @@ def test_base_and_delta_predict_what_the_run_ended_with(tmp_path, files, data):
         torch.testing.assert_close(other.pred_boxes.tensor, final.pred_boxes.tensor, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(other.scores, final.scores, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(base.scores, final.scores, atol=1e-4)
+
+
+def test_a_frozen_class_layer_for_other_classes_ends_the_run_before_it_begins(tmp_path, files, capsys):
+    torch.manual_seed(0)
+    coco = build_model(load_config(files("full"), [*SHORT, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "80", "MODEL.PEFT.TRAIN", "all"]))
+    torch.save({"model": coco.state_dict()}, tmp_path / "base.pth")
+    words = [*SHORT, "MODEL.WEIGHTS", str(tmp_path / "base.pth"), "MODEL.PEFT.TRAIN", "none", "OUTPUT_DIR", str(tmp_path / "out")]
+    assert run_tool(main, train_parser(""), ["--config-file", *files("lora"), *words]) == 2
+    message = capsys.readouterr().err
+    assert "2 parameters" in message and "class_embed.layers.2.weight (7, 64)" in message and "'embeddings', 'all'." in message
+    assert not (tmp_path / "out" / "metrics.json").exists()
