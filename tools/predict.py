@@ -2,6 +2,8 @@
 """Predicts instances in a file or folder: DIR/<name>.png and DIR/predictions.json (COCO results).
 
   tools/predict.py --config-file output/mine/config.yaml --input photos --output out MODEL.WEIGHTS output/mine/model_final.pth
+  tools/predict.py --config-file projects/SEEM/configs/seem_focall.yaml --input photos --output out --classes "dolphin,calf" \\
+      MODEL.WEIGHTS seem_focall_v1.pt
 """
 import argparse
 import sys
@@ -18,12 +20,16 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--confidence-threshold", type=float, default=0.5, metavar="T", help="least score, 0 to 1 (default: %(default)s)"
     )
+    arguments.add_argument(
+        "--classes", metavar="A,B,...", help="what to look for, in words of your own, with a model that reads words (SEEM)"
+    )
     return arguments
 
 
 def main(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
-    summary = predict_files(cfg, args.input, args.output, args.confidence_threshold)
+    words = None if args.classes is None else [word.strip() for word in args.classes.split(",") if word.strip()]
+    summary = predict_files(cfg, args.input, args.output, args.confidence_threshold, words)
     print(f"{summary.images} images, {summary.instances} instances: {args.output}")
     if summary.skipped:
         raise TrainingError(

@@ -4,6 +4,7 @@
 them as MODEL.WEIGHTS.
 """
 import hashlib
+import json
 import logging
 import os
 import pickle
@@ -197,12 +198,14 @@ def read_checkpoint(path: str) -> Dict[str, Any]:
 
 
 def stored_class_names(path: str) -> List[str]:
-    """The classes of the run that wrote a checkpoint; [] for files of other programs.
+    """The classes of the run that wrote a checkpoint, or of the delta merged into it; [] for files of other programs.
 
     Raises:
         CheckpointError: there is no such file, or as `read_checkpoint`.
     """
     local = _local_file(path)
+    if local.endswith(".safetensors"):
+        return json.loads(_metadata(local).get("class_names", "[]"))
     if not local.endswith(".pth"):
         return []
     trainer = read_checkpoint(local).get("trainer")
@@ -223,6 +226,14 @@ def _read_safetensors(path: str) -> Dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, ValueError) as error:
+        raise _damaged(path, f"is damaged ({error})") from error
+
+
+def _metadata(path: str) -> Dict[str, str]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
         raise _damaged(path, f"is damaged ({error})") from error
 
 

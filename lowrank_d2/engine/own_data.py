@@ -81,7 +81,7 @@ def check_names(cfg: CfgNode) -> None:
 
 
 def take_classes(cfg: CfgNode, opts: Sequence[str]) -> None:
-    """Sets the number of classes to that of the data, or checks the number that stands on the command line (`opts`).
+    """Sets the classes to those of the data, and checks the number that stands on the command line (`opts`).
 
     With MODEL.PEFT.DELTA the classes are the delta's, and the data must have the same.
 
@@ -100,14 +100,35 @@ def take_classes(cfg: CfgNode, opts: Sequence[str]) -> None:
         if f"MODEL.{section}.NUM_CLASSES" in opts[::2]:
             check_num_classes(cfg.MODEL[section].NUM_CLASSES, classes, names[0])
         cfg.MODEL[section].NUM_CLASSES = len(classes)
+    cfg.MODEL.CLASS_NAMES = classes
 
 
-def with_num_classes(cfg: CfgNode, count: int) -> CfgNode:
-    """A copy of `cfg` for `count` classes, whatever the meta-architecture reads."""
+def with_classes(cfg: CfgNode, names: Sequence[str]) -> CfgNode:
+    """A copy of `cfg` for these classes, whatever the meta-architecture reads."""
     cfg = cfg.clone()
     cfg.defrost()
+    cfg.MODEL.CLASS_NAMES = list(names)
     for section in _CLASS_SECTIONS:
-        cfg.MODEL[section].NUM_CLASSES = count
+        cfg.MODEL[section].NUM_CLASSES = len(names)
+    return cfg
+
+
+def with_words(cfg: CfgNode, words: Sequence[str]) -> CfgNode:
+    """A copy of `cfg` whose model looks for `words` instead of its classes.
+
+    Raises:
+        ConfigError: the model's classes are no words, or there are none.
+    """
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if "CLASS_PROMPTS" not in cfg.MODEL.get(architecture, {}):
+        raise ConfigError(
+            f"--classes needs a model that reads words, and {architecture} has the classes that it was trained with. "
+            "Leave --classes out, or use a SEEM."
+        )
+    if not words:
+        raise ConfigError('--classes names no class. Write for example --classes "dolphin,calf".')
+    cfg = with_classes(cfg, words)
+    cfg.MODEL[architecture].CLASS_PROMPTS = []
     return cfg
 
 

@@ -3,7 +3,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ from lowrank_d2.data import image_files
 from lowrank_d2.data.mapper import LowRankMapper
 from lowrank_d2.engine.checkpoint import LowRankCheckpointer, stored_class_names, verify_weights
 from lowrank_d2.engine.defaults import check_device
-from lowrank_d2.engine.own_data import with_num_classes
+from lowrank_d2.engine.own_data import with_classes, with_words
 from lowrank_d2.engine.trainer import LowRankTrainer
 from lowrank_d2.errors import ConfigError, DataError, OutputError, TrainingError
 from lowrank_d2.files import PathLike, write_json, write_with
@@ -38,15 +38,18 @@ class Summary:
     skipped: List[str]
 
 
-def predict_files(cfg: CfgNode, source: str, output: str, threshold: float = 0.5) -> Summary:
+def predict_files(
+    cfg: CfgNode, source: str, output: str, threshold: float = 0.5, words: Optional[Sequence[str]] = None
+) -> Summary:
     """Writes `output`/<name>.png for every image and `output`/predictions.json.
 
     Args:
         source: an image, or a folder that is searched with everything below it.
         threshold: least score of an instance, in [0, 1].
+        words: what to look for instead of the model's classes, where it reads words; None: the classes.
 
     Raises:
-        ConfigError: a threshold outside [0, 1], no weights.
+        ConfigError: a threshold outside [0, 1], no weights, words for a model that reads none.
         DataError: there is no image.
         OutputError: `output` cannot be written.
     """
@@ -59,7 +62,7 @@ def predict_files(cfg: CfgNode, source: str, output: str, threshold: float = 0.5
     files = find_files(source, leave_out=output)
     names = _unique_names(files)
     check_output(output, files)
-    predictor = Predictor(cfg)
+    predictor = Predictor(cfg, words)
     records: List[dict] = []
     images, skipped = 0, []
     root = source if os.path.isdir(source) else os.path.dirname(source) or "."
@@ -108,22 +111,25 @@ class Predictor:
     """A model ready to be asked for instances by file name.
 
     Attributes:
-        class_names: by label: the delta's, else those of the run that wrote the checkpoint, else the dataset's.
+        class_names: by label: the words, else the delta's, else those of the run that wrote the checkpoint, else the
+            dataset's, else the model's own.
         category_ids: by label: the dataset's, else 1, 2, ...
     """
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(self, cfg: CfgNode, words: Optional[Sequence[str]] = None):
         dataset, ids = _classes_of_data(cfg)
-        if cfg.MODEL.PEFT.DELTA:
-            recorded = list(read_header(local_delta(cfg.MODEL.PEFT.DELTA)).class_names)
+        if words is not None:
+            cfg, names = with_words(cfg, words), list(words)
+        elif cfg.MODEL.PEFT.DELTA:
+            names = list(read_header(local_delta(cfg.MODEL.PEFT.DELTA)).class_names)
         else:
-            recorded = stored_class_names(cfg.MODEL.WEIGHTS)
-            if recorded:
-                cfg = with_num_classes(cfg, len(recorded))
-        self.class_names = recorded or dataset
-        self.category_ids = ids if self.class_names == dataset else []
+            names = stored_class_names(cfg.MODEL.WEIGHTS)
+            if names:
+                cfg = with_classes(cfg, names)
         self._mapper = LowRankMapper(cfg, False)
         self._model = LowRankTrainer.build_model(cfg).eval()
+        self.class_names = names or dataset or getattr(self._model, "class_names", [])
+        self.category_ids = ids if self.class_names == dataset else []
         LowRankCheckpointer(self._model).load(cfg.MODEL.WEIGHTS)
 
     @torch.inference_mode()
@@ -135,7 +141,9 @@ class Predictor:
         """
         result = self._model([self._mapper({"file_name": path})])[0]
         if "instances" not in result:
-            raise ConfigError("This model predicts no instances. Set MODEL.MaskDINO.TEST.INSTANCE_ON True.")
+            raise ConfigError(
+                f"This model predicts no instances. Set MODEL.{type(self._model).__name__}.TEST.INSTANCE_ON True."
+            )
         return result["instances"].to("cpu")
 
 

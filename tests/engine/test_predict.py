@@ -16,6 +16,7 @@ from lowrank_d2.engine.trainer import LowRankTrainer
 from lowrank_d2.errors import ConfigError, DataError, OutputError
 from lowrank_d2.peft import save_delta
 from pycocotools import mask as coco_mask
+from safetensors.torch import save_file
 
 from tests.engine.tiny import write_dataset
 
@@ -116,6 +117,14 @@ def test_a_checkpoint_of_a_run_knows_its_classes(tmp_path, images, config):
     cfg = load_config(CONFIG, ["MODEL.PEFT.METHODS", "[]", "MODEL.PEFT.TRAIN", "all", "MODEL.WEIGHTS", str(tmp_path / "run.pth")])
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 80
     assert predict.Predictor(cfg).class_names == ["x", "y"]
+    save_file(model, tmp_path / "run.safetensors", metadata={"class_names": '["x", "y"]'})
+    cfg.MODEL.WEIGHTS = str(tmp_path / "run.safetensors")
+    assert predict.Predictor(cfg).class_names == ["x", "y"]
+
+
+def test_words_need_a_model_that_reads_them(tmp_path, images, config):
+    with pytest.raises(ConfigError, match="MaskDINO has the classes that it was trained with"):
+        predict_files(config, str(images), str(tmp_path / "out"), words=["dolphin"])
 
 
 def test_records_follow_coco():
