@@ -6,7 +6,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from lowrank_d2.layers.boxes import inverse_sigmoid
+from lowrank_d2.layers.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from lowrank_d2.layers.draws import Draws
 from lowrank_d2.modeling.matcher import Pairs
 from lowrank_d2.modeling.predictions import Target
@@ -104,6 +104,56 @@ def make_queries(
     content = embedded.new_zeros(len(targets), layout.pad, embedded.shape[1]).index_put((image, slot), embedded)
     boxes_unsigmoid = boxes.new_zeros(len(targets), layout.pad, 4)
     boxes_unsigmoid[image, slot] = inverse_sigmoid(boxes)
+    return DenoisingQueries(content, boxes_unsigmoid, layout)
+
+
+def make_contrastive_queries(
+    targets: Sequence[Target],
+    label_embedding: nn.Embedding,
+    num: int,
+    label_noise: float,
+    box_noise: float,
+    draws: Draws,
+    eps: float = 1e-5,
+) -> Optional[DenoisingQueries]:
+    """Noises the ground truth of a batch into pairs of queries: near ones to restore, far ones that are no object (DINO).
+
+    In every group the near queries of all slots precede the far ones, so that `layout.pairs` are the near ones. A label
+    is replaced with probability label_noise / 2. The sides of a near box move by up to box_noise halves of its width or
+    height, in or out, those of a far box by at least as many and up to twice as many.
+
+    Args:
+        targets: one per image.
+        label_embedding: a row for each class.
+        num: near queries per image, about: there are num // (most instances in an image) groups, at least one.
+        eps: of the inverse sigmoid.
+
+    Returns:
+        None when the batch has no instances.
+    """
+    counts = tuple(len(target.labels) for target in targets)
+    most = max(counts)
+    if most == 0:
+        return None
+    groups = max(num // most, 1)
+    labels = torch.cat([target.labels for target in targets]).repeat(2 * groups)
+    boxes = torch.cat([target.boxes for target in targets]).repeat(2 * groups, 1)
+    device, total = boxes.device, len(labels)
+    flip = draws.uniform("dn/label_flip", (total,), device) < label_noise / 2
+    replaced = draws.integers("dn/new_labels", label_embedding.num_embeddings, (total,), device)
+    labels = torch.where(flip, replaced, labels)
+    sign = 2 * draws.integers("dn/box_sign", 2, (total, 4), device) - 1
+    far = torch.arange(2 * groups, device=device).repeat_interleave(total // (2 * groups)) % 2
+    size = draws.uniform("dn/box_size", (total, 4), device) + far[:, None]
+    moved = cxcywh_to_xyxy(boxes) + sign * size * (boxes[:, 2:].repeat(1, 2) / 2) * box_noise
+    boxes = xyxy_to_cxcywh(moved.clamp(0, 1))
+
+    image, slot = _places(DenoisingLayout(2 * groups, most, counts), device)
+    embedded = label_embedding(labels)
+    layout = DenoisingLayout(groups, 2 * most, counts)
+    content = embedded.new_zeros(len(targets), layout.pad, embedded.shape[1]).index_put((image, slot), embedded)
+    boxes_unsigmoid = boxes.new_zeros(len(targets), layout.pad, 4)
+    boxes_unsigmoid[image, slot] = inverse_sigmoid(boxes, eps)
     return DenoisingQueries(content, boxes_unsigmoid, layout)
 
 

@@ -2,8 +2,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from lowrank_d2.layers.draws import Draws, ReplayDraws
-from lowrank_d2.modeling.denoising import DenoisingLayout, DenoisingQueries, make_queries
+from lowrank_d2.layers.boxes import inverse_sigmoid
+from lowrank_d2.layers.draws import Draws, RecordingDraws, ReplayDraws
+from lowrank_d2.modeling.denoising import DenoisingLayout, DenoisingQueries, make_contrastive_queries, make_queries
 from lowrank_d2.modeling.predictions import Target
 
 CLASSES = 5
@@ -73,3 +74,41 @@ def test_without_noise_nothing_is_drawn():
     queries = make_queries([truth], embedding, 1, noise_scale=0.0, num_classes=CLASSES, draws=ReplayDraws({}))
     torch.testing.assert_close(queries.content[0], embedding(truth.labels))
     torch.testing.assert_close(queries.boxes_unsigmoid.sigmoid()[0], truth.boxes)
+
+
+def test_contrastive_queries_are_near_and_far_in_turn():
+    torch.manual_seed(0)
+    targets = [
+        Target(torch.tensor([1, 3]), torch.tensor([[0.5, 0.5, 0.2, 0.4], [0.3, 0.4, 0.2, 0.2]])),
+        Target(torch.tensor([2]), torch.tensor([[0.6, 0.5, 0.4, 0.2]])),
+    ]
+    embedding = torch.nn.Embedding(5, 4)
+    draws = RecordingDraws(Draws())
+    made = make_contrastive_queries(targets, embedding, 5, 0.5, 1.0, draws, eps=1e-3)
+    assert (made.layout.groups, made.layout.slots, made.layout.pad) == (2, 4, 8)
+    flip, new = draws.recorded["dn/label_flip"], draws.recorded["dn/new_labels"]
+    sign, size = draws.recorded["dn/box_sign"], draws.recorded["dn/box_size"]
+    assert flip.shape == new.shape == (12,) and sign.shape == size.shape == (12, 4)
+    for group in range(2):
+        for far in range(2):
+            for index, (image, slot) in enumerate([(0, 0), (0, 1), (1, 0)]):
+                drawn, place = (2 * group + far) * 3 + index, (2 * group + far) * 2 + slot
+                label = int(new[drawn]) if flip[drawn] < 0.25 else int(targets[image].labels[slot])
+                torch.testing.assert_close(made.content[image, place], embedding.weight[label])
+                x, y, w, h = targets[image].boxes[slot].tolist()
+                corners = torch.tensor([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+                reach = torch.tensor([w, h, w, h]) / 2 * (torch.tensor(size[drawn]) + far)
+                corners = (corners + (2 * torch.tensor(sign[drawn]) - 1) * reach).clamp(0, 1)
+                box = torch.cat(((corners[:2] + corners[2:]) / 2, corners[2:] - corners[:2]))
+                torch.testing.assert_close(made.boxes_unsigmoid[image, place], inverse_sigmoid(box, 1e-3))
+    assert made.content[1, [1, 3, 5, 7]].eq(0).all() and made.boxes_unsigmoid[1, [1, 3, 5, 7]].eq(0).all()
+    pairs = made.layout.pairs(0, "cpu")
+    assert pairs.queries.tolist() == [0, 1, 4, 5] and pairs.targets.tolist() == [0, 1, 0, 1]
+
+
+def test_more_objects_than_contrastive_queries_still_make_a_group():
+    many = [Target(torch.zeros(7, dtype=torch.int64), torch.full((7, 4), 0.5))]
+    embedding = torch.nn.Embedding(2, 4)
+    assert make_contrastive_queries(many, embedding, 3, 0.5, 1.0, Draws()).layout.groups == 1
+    none = [Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))]
+    assert make_contrastive_queries(none, embedding, 3, 0.5, 1.0, Draws()) is None
