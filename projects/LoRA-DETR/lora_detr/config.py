@@ -24,6 +24,10 @@ def add_config(cfg: CN) -> None:
     node.BRANCH.CLASS_WEIGHT = 1.0
     node.ENCODER.CLASS_WEIGHT = 1.0
     node.ENCODER.MATCH_ANCHORS = False  # True: losses over all tokens, matched by their anchors (the branches' variant)
+    node.EXTRA = CN()  # weights of the losses of denoising and hybrid queries
+    node.EXTRA.CLASS_WEIGHT = 1.0
+    node.EXTRA.BOX_WEIGHT = 5.0
+    node.EXTRA.GIOU_WEIGHT = 2.0
     node.HYBRID = CN()  # more queries in training, for objects that are repeated
     node.HYBRID.NUM_QUERIES = 1500
     node.HYBRID.REPEATS = 6

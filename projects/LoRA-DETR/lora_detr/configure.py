@@ -7,8 +7,11 @@ from detectron2.modeling import build_backbone
 from lora_detr import losses
 from lora_detr.deformable import DeformableDecoder, LearnedQueries, SelectedQueries
 from lora_detr.deformable_criterion import DeformableCriterion
+from lora_detr.denoising import Denoising
 from lora_detr.encoder import Encoder
 from lora_detr.levels import Neck
+from lora_detr.relation import HybridQueries, RelationDecoder, RelationQueries
+from lora_detr.relation_criterion import RelationCriterion
 from lowrank_d2.errors import ConfigError
 from lowrank_d2.modeling import coco_labels
 from lowrank_d2.modeling.branch_settings import BranchSettings
@@ -44,7 +47,7 @@ def deformable_parts(cfg: CfgNode) -> dict[str, Any]:
     else:
         queries = LearnedQueries(num_queries=node.NUM_QUERIES, embed_dim=node.HIDDEN_DIM)
     return {
-        **_common_parts(cfg, node, size_divisibility=0),
+        **_common_parts(cfg, node, relation=False),
         "queries": queries,
         "decoder": DeformableDecoder(
             num_layers=node.DEC_LAYERS,
@@ -68,8 +71,60 @@ def deformable_parts(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def _common_parts(cfg: CfgNode, node: CfgNode, size_divisibility: int) -> dict[str, Any]:
-    """The arguments of `DetectionTransformer`."""
+def relation_parts(cfg: CfgNode) -> dict[str, Any]:
+    """The arguments of RelationDETR's constructor, as `deformable_parts`.
+
+    Raises:
+        ConfigError: a value that no model can be built from, or a delta without the base that it belongs to.
+    """
+    cfg, peft = _with_delta(cfg)
+    node = cfg.MODEL.RELATION_DETR
+    _check(node, "MODEL.RELATION_DETR")
+    for key, value in (("HYBRID.NUM_QUERIES", node.HYBRID.NUM_QUERIES), ("HYBRID.REPEATS", node.HYBRID.REPEATS)):
+        if value < 1:
+            raise ConfigError(f"MODEL.RELATION_DETR.{key} is {value}. Use an integer of 1 or more.")
+    if not 0 <= node.DENOISING.LABEL_NOISE <= 2:
+        raise ConfigError(
+            f"MODEL.RELATION_DETR.DENOISING.LABEL_NOISE is {node.DENOISING.LABEL_NOISE}, half of which is a share of the "
+            "labels. Use a number from 0 to 2."
+        )
+    branches = BranchSettings.from_node(cfg.MODEL.LORA_DETR, node.NUM_QUERIES)
+    sizes = {
+        "embed_dim": node.HIDDEN_DIM,
+        "num_labels": coco_labels.num_labels(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, node.COCO_IDS),
+    }
+    return {
+        **_common_parts(cfg, node, relation=True),
+        "queries": RelationQueries(num_queries=node.NUM_QUERIES, **sizes),
+        "hybrid": HybridQueries(num_queries=node.HYBRID.NUM_QUERIES, **sizes),
+        "denoising": Denoising(
+            num_queries=node.DENOISING.NUM_QUERIES,
+            label_noise=node.DENOISING.LABEL_NOISE,
+            box_noise=node.DENOISING.BOX_NOISE,
+            **sizes,
+        ),
+        "decoder": RelationDecoder(
+            num_layers=node.DEC_LAYERS,
+            num_heads=node.NHEADS,
+            make_layer=lambda: _decoder_layer(node, branches, cross_first=False),
+            **sizes,
+        ),
+        "criterion": RelationCriterion(
+            matcher=_matcher(node, focal_eps=1e-6),
+            anchor_matcher=_box_matcher(node) if node.ENCODER.MATCH_ANCHORS else None,
+            weights=_weights(node),
+            extra_weights=_weights(node.EXTRA),
+            branch_weights=_branch_weights(node, branches),
+            encoder_weights=_weights(node.ENCODER),
+            repeats=node.HYBRID.REPEATS,
+            assigner=branches.assigner() if branches else None,
+        ),
+        "peft": peft,
+    }
+
+
+def _common_parts(cfg: CfgNode, node: CfgNode, relation: bool) -> dict[str, Any]:
+    """The arguments of `DetectionTransformer`, for Relation-DETR or Deformable DETR."""
     backbone = build_backbone(cfg)
     shapes = backbone.output_shape()
     unknown = [name for name in node.IN_FEATURES if name not in shapes]
@@ -85,6 +140,7 @@ def _common_parts(cfg: CfgNode, node: CfgNode, size_divisibility: int) -> dict[s
             in_channels=[shapes[name].channels for name in node.IN_FEATURES],
             embed_dim=node.HIDDEN_DIM,
             num_levels=node.NUM_LEVELS,
+            bias=not relation,
         ),
         "encoder": Encoder(
             num_layers=node.ENC_LAYERS,
@@ -94,13 +150,13 @@ def _common_parts(cfg: CfgNode, node: CfgNode, size_divisibility: int) -> dict[s
             num_levels=node.NUM_LEVELS,
             num_points=node.NUM_POINTS,
             dropout=node.DROPOUT,
-            fusion=node is cfg.MODEL.RELATION_DETR,
+            fusion=relation,
         ),
         "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         "coco_ids": node.COCO_IDS,
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,
         "pixel_std": cfg.MODEL.PIXEL_STD,
-        "size_divisibility": size_divisibility,
+        "size_divisibility": 32 if relation else 0,
         "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
     }
 

@@ -1,13 +1,13 @@
 """Deformable DETR's queries and decoder, with the refinements of Deformable DETR++ (H-DETR, DINO) as switches."""
 import math
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
 
 from lora_detr.encoder import Proposals, ProposalTokens, gather, xavier_linears
-from lora_detr.heads import Decoded, box_head, class_head, refine
+from lora_detr.heads import Decoded, box_head, class_head, refine, stacked
 from lora_detr.levels import Levels
 from lowrank_d2.layers.linear import Linear
 from lowrank_d2.layers.position_encoding import sine_features
@@ -130,13 +130,3 @@ class DeformableDecoder(nn.Module):
             reference = refined.detach()
             before = refined if self.look_forward_twice else reference
         return stacked(logits, boxes, branch_logits, branch_boxes)
-
-
-def stacked(
-    logits: list[Tensor], boxes: list[Tensor], branch_logits: list[Tensor], branch_boxes: list[Tensor]
-) -> Decoded:
-    """The layers' predictions (N, Q, .) and, unless these lists are empty, their branches' (J, N, Q, .)."""
-    branches: tuple[Optional[Tensor], Optional[Tensor]] = (None, None)
-    if branch_logits:
-        branches = torch.stack(branch_logits, dim=1), torch.stack(branch_boxes, dim=1)
-    return Decoded(torch.stack(logits), torch.stack(boxes), *branches)

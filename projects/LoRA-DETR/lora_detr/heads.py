@@ -28,6 +28,12 @@ class Decoded:
     branch_logits: Optional[Tensor] = None
     branch_boxes: Optional[Tensor] = None
 
+    def split(self, first: int) -> tuple["Decoded", "Decoded"]:
+        """The predictions of the queries before the index `first`, and of the others, whose branches these are."""
+        before = Decoded(self.logits[:, :, :first], self.boxes[:, :, :first])
+        rest = (self.logits[:, :, first:], self.boxes[:, :, first:])
+        return before, Decoded(*rest, self.branch_logits, self.branch_boxes)
+
 
 def class_head(embed_dim: int, num_labels: int) -> Linear:
     """Starts so that every class has the probability `PRIOR`."""
@@ -50,3 +56,13 @@ def refine(change: Tensor, reference: Tensor, eps: float) -> Tensor:
     if reference.shape[-1] == 2:
         return torch.cat((change[..., :2] + before, change[..., 2:]), dim=-1).sigmoid()
     return (change + before).sigmoid()
+
+
+def stacked(
+    logits: list[Tensor], boxes: list[Tensor], branch_logits: list[Tensor], branch_boxes: list[Tensor]
+) -> Decoded:
+    """The layers' predictions (N, Q, .) and, unless these lists are empty, their branches' (J, N, Q, .)."""
+    branches: tuple[Optional[Tensor], Optional[Tensor]] = (None, None)
+    if branch_logits:
+        branches = torch.stack(branch_logits, dim=1), torch.stack(branch_boxes, dim=1)
+    return Decoded(torch.stack(logits), torch.stack(boxes), *branches)

@@ -37,17 +37,20 @@ class Levels:
 class Neck(nn.Module):
     """Projects the backbone's maps to one width and makes coarser levels from the last one."""
 
-    def __init__(self, *, in_channels: Sequence[int], embed_dim: int, num_levels: int):
+    def __init__(self, *, in_channels: Sequence[int], embed_dim: int, num_levels: int, bias: bool = True):
         """
         Args:
             in_channels: of the maps, finest first.
             num_levels: of the result; those beyond `in_channels` are made by strided convolutions.
+            bias: of the convolutions.
         """
         super().__init__()
-        self.projections = nn.ModuleList(_projection(channels, embed_dim, kernel_size=1) for channels in in_channels)
+        self.projections = nn.ModuleList(
+            _projection(channels, embed_dim, kernel_size=1, bias=bias) for channels in in_channels
+        )
         channels = in_channels[-1]
         for _ in range(num_levels - len(in_channels)):
-            self.projections.append(_projection(channels, embed_dim, kernel_size=3, stride=2, padding=1))
+            self.projections.append(_projection(channels, embed_dim, kernel_size=3, stride=2, padding=1, bias=bias))
             channels = embed_dim
         self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim).normal_())
 
@@ -82,7 +85,8 @@ class Neck(nn.Module):
 def _projection(in_channels: int, embed_dim: int, **conv: int) -> nn.Sequential:
     projection = nn.Sequential(nn.Conv2d(in_channels, embed_dim, **conv), nn.GroupNorm(32, embed_dim))
     nn.init.xavier_uniform_(projection[0].weight)
-    nn.init.zeros_(projection[0].bias)
+    if projection[0].bias is not None:
+        nn.init.zeros_(projection[0].bias)
     return projection
 
 
