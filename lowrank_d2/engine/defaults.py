@@ -27,6 +27,8 @@ from lowrank_d2.errors import ConfigError, LowRankError, OutputError
 # `add_config(cfg)` declares their keys.
 PROJECTS: Mapping[str, str] = {
     "AdaMixer": "LORS/lors",
+    "DeformableDETR": "LoRA-DETR/lora_detr",
+    "RelationDETR": "LoRA-DETR/lora_detr",
     "SEEM": "SEEM/seem",
     "YOLOS": "YOLOS/yolos",
 }
