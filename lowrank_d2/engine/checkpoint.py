@@ -185,7 +185,7 @@ def read_checkpoint(path: str) -> Dict[str, Any]:
     if "blobs" in loaded:
         loaded = {"model": loaded["blobs"], "__author__": "Caffe2"}
     if "model" not in loaded:
-        loaded = {"model": loaded}
+        loaded = {"model": loaded.get("state_dict", loaded)}  # mmdetection's word
     if loaded.get("__author__") == "Caffe2":
         loaded["model"] = {name: value for name, value in loaded["model"].items() if not name.endswith("_momentum")}
         loaded["matching_heuristics"] = True

@@ -53,6 +53,11 @@ def test_every_format_is_read(tmp_path):
         assert model.weight.sum().item() == 4.0, name
 
 
+def test_the_state_dict_of_mmdetection_is_found(tmp_path):
+    torch.save({"state_dict": {"weight": torch.ones(2)}, "meta": {"epoch": 12}}, tmp_path / "epoch_12.pth")
+    assert list(read_checkpoint(str(tmp_path / "epoch_12.pth"))["model"]) == ["weight"]
+
+
 def test_caffe2_blobs_lose_momentum_and_ask_for_conversion(tmp_path):
     blobs = {"conv1_w": np.zeros((1, 1), np.float32), "conv1_w_momentum": np.zeros((1, 1), np.float32)}
     (tmp_path / "c2.pkl").write_bytes(pickle.dumps({"blobs": blobs}, protocol=2))
