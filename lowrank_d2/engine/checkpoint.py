@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 
 from lowrank_d2.errors import CheckpointError, OutputError
 from lowrank_d2.files import PathLike, replacing, write_text
+from lowrank_d2.layers.branches import training_only_names
 from lowrank_d2.peft.trainable import added_names
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,8 @@ class LowRankCheckpointer(DetectionCheckpointer):
         allowed = getattr(self.model, "class_dependent", None)
         if allowed is None:
             return
-        apart = allowed | added_names(self.model)  # of methods that differ, loading says more than their shapes
+        # Of methods and branches that differ, loading says more than their shapes.
+        apart = allowed | added_names(self.model) | training_only_names(self.model)
         ours = {name: tuple(value.shape) for name, value in self.model.state_dict().items() if name not in apart}
         wrong = [name for name in ours if name in tensors and tuple(tensors[name].shape) != ours[name]]
         if wrong:

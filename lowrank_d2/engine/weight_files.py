@@ -9,10 +9,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lowrank_d2.engine.checkpoint import LowRankCheckpointer, read_checkpoint, verify_weights
+from lowrank_d2.engine.checkpoint import LowRankCheckpointer, read_checkpoint, stored_class_names, verify_weights
+from lowrank_d2.engine.own_data import with_classes
 from lowrank_d2.engine.trainer import LowRankTrainer
 from lowrank_d2.errors import CheckpointError, ConfigError
 from lowrank_d2.files import PathLike, replacing
+from lowrank_d2.layers.branches import training_only_names
 from lowrank_d2.modeling.delta_file import local_delta
 from lowrank_d2.modeling.maskdino import weights as maskdino
 from lowrank_d2.modeling.maskdino.fork import load_tuned
@@ -77,6 +79,29 @@ def merge_delta(cfg: CfgNode, delta: PathLike, output: PathLike) -> DeltaHeader:
     LowRankCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     write_weights(merge(model), output, {"class_names": json.dumps(header.class_names)})
     return header
+
+
+def drop_branches(cfg: CfgNode, output: PathLike) -> list[str]:
+    """Builds the model of `cfg` with MODEL.WEIGHTS, which a run with branches wrote, and writes it without them.
+
+    Returns:
+        The names of its classes; [] where the run did not record them.
+
+    Raises:
+        LowRankError: MODEL.WEIGHTS is empty or does not fit, there are no branches, `output` cannot be written.
+    """
+    check_ending(output)
+    _check_base(cfg)
+    names = stored_class_names(cfg.MODEL.WEIGHTS)
+    model = LowRankTrainer.build_model(with_classes(cfg, names) if names else cfg).eval()
+    if not training_only_names(model):
+        raise ConfigError(
+            "There is nothing to merge: no delta is named, and MODEL.LORA_DETR.K describes no branches that could be "
+            "left out. Add --delta D, or use the configuration of the run that wrote MODEL.WEIGHTS."
+        )
+    LowRankCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    write_weights(merge(model), output, {"class_names": json.dumps(names)})
+    return names
 
 
 def convert_weights(to: str, source: PathLike, output: PathLike) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lowrank_d2.errors import ConfigError, DeltaError
 from lowrank_d2.files import PathLike, replacing
+from lowrank_d2.layers.branches import training_only_names
 from lowrank_d2.peft.config import Method, difference, method_fields, method_from_fields
 from lowrank_d2.peft.identity import BaseIdentity, first_difference, identify
 from lowrank_d2.peft.trainable import added_names, below
@@ -238,11 +239,14 @@ class DeltaSet:
 
 
 def _tensors_to_store(model: nn.Module, num_classes: int) -> dict[str, Tensor]:
-    """Sorted by state-dict name: what was added, what trains, what only a base with the same classes could bring."""
+    """Sorted by state-dict name: what was added, what trains, what only a base with the same classes could bring.
+
+    Branches that only training uses stay behind.
+    """
     added = added_names(model)
     state = model.state_dict(keep_vars=True)
     parameters = dict(model.named_parameters())
-    trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    trained = {name for name, parameter in parameters.items() if parameter.requires_grad} - training_only_names(model)
     names = added | trained | {name for name in parameters if _is_class_dependent(model, name, num_classes)}
     # The statistics of a batch norm move where its weight trains.
     moving = {name.rpartition(".")[0] for name in trained - added}

@@ -6,6 +6,7 @@ from typing import Iterable
 import torch
 from torch import Tensor, nn
 
+from lowrank_d2.layers.branches import training_only_names
 from lowrank_d2.peft.trainable import added_names
 
 _DIGEST_BYTES = 4  # of one tensor; a base has hundreds of them
@@ -63,7 +64,8 @@ def _base_tensors(model: nn.Module, excluded: set[str]) -> dict[str, Tensor]:
     parameters has none that is excluded; the class weights of a criterion, which stand beside the heads, do not.
     """
     outside = excluded | added_names(model)
-    parameters = {name: tensor for name, tensor in model.named_parameters() if name not in outside}
+    branches = training_only_names(model)
+    parameters = {name: tensor for name, tensor in model.named_parameters() if name not in outside | branches}
     with_base, with_others = _paths_above(parameters), _paths_above(outside)
     chosen = dict(parameters)
     for name, tensor in model.state_dict(keep_vars=True).items():

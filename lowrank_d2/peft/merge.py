@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowrank_d2.errors import DeltaError
+from lowrank_d2.layers.branches import training_only_names
 from lowrank_d2.peft.adapted import Adapted, AdaptedLinear
 from lowrank_d2.peft.adapter import SequentialAdapter
 from lowrank_d2.peft.trainable import added_names
@@ -13,7 +14,7 @@ from lowrank_d2.peft.trainable import added_names
 def merge(model: nn.Module) -> dict[str, Tensor]:
     """The state dict of a plain model that computes the same, with every update inside its weight.
 
-    `model` is not changed. Every merged linear layer is compared with the adapted one on random inputs.
+    Branches that only training uses are left out. `model` is not changed. Every merged linear layer is compared with the adapted one on random inputs.
 
     Raises:
         DeltaError: sequential adapters, which no weight can take up; a merged layer that differs or is not finite.
@@ -24,7 +25,7 @@ def merge(model: nn.Module) -> dict[str, Tensor]:
             f"{len(adapters)} adapters ({adapters[0]}, ...) stand between layers and cannot be merged into a weight. "
             "Keep the delta file beside its base, or train with METHODS ['lora']."
         )
-    added = added_names(model)
+    added = added_names(model) | training_only_names(model)
     merged = {name: tensor for name, tensor in model.state_dict().items() if name not in added}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, Adapted):

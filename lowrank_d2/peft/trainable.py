@@ -10,6 +10,7 @@ from typing import Iterable, Iterator, Sequence, Union
 from torch import nn
 
 from lowrank_d2.errors import CheckpointError, ConfigError
+from lowrank_d2.layers.branches import training_only_names
 from lowrank_d2.peft.adalora import freed_by_budget
 from lowrank_d2.peft.adapted import Adapted
 from lowrank_d2.peft.adapter import SequentialAdapter
@@ -23,7 +24,7 @@ class Counts:
 
     Attributes:
         base: the model's own.
-        added: by the methods.
+        added: by the methods, and branches that only training uses.
         trainable: of both, those that train.
         added_after_budget: what is left of `added` once AdaLoRA has reached its budget; without AdaLoRA, `added`.
         by_component: {component: {"base", "added", "trainable"}}.
@@ -74,12 +75,14 @@ def added_names(model: nn.Module) -> set[str]:
 
 
 def freeze(model: nn.Module, train: str, train_label_embedding: bool) -> None:
-    """Sets requires_grad: added parameters train, of the base those that `train` names. "all" leaves the base as it is.
+    """Sets requires_grad: added parameters and branches train, of the base those that `train` names.
+
+    "all" leaves the base as it is.
 
     Raises:
         ConfigError: the model has no such part.
     """
-    added = added_names(model)
+    added = added_names(model) | training_only_names(model)
     prefixes = None if train == "all" else _trained_prefixes(model, train, train_label_embedding)
     trains = defaultdict(bool)  # a parameter that stands under several names trains if one of them does
     parameters = {}
@@ -171,7 +174,7 @@ def check_gradients(model: nn.Module) -> None:
 
 def count(model: nn.Module) -> Counts:
     """Counts parameters; works on the meta device."""
-    added = added_names(model)
+    added = added_names(model) | training_only_names(model)
     components = _components(model)
     table = {name: {"base": 0, "added": 0, "trainable": 0} for name in components}
     for name, parameter in model.named_parameters():
