@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lowrank_d2.errors import ConfigError, DeltaError
 from lowrank_d2.files import PathLike, replacing, write_text
 from lowrank_d2.peft import exports
-from lowrank_d2.peft.adapted import adapted_modules, can_adapt
+from lowrank_d2.peft.adapted import ADAPTABLE, adapted_modules, can_adapt
 from lowrank_d2.peft.config import METHODS
 from lowrank_d2.peft.inject import inject
 from lowrank_d2.peft.method import LowRankMethod, matches
@@ -46,6 +46,7 @@ _WITHOUT_COUNTERPART = {
     "alora_invocation_tokens": None, "arrow_config": None, "kasa_config": None, "velora_config": None,
     "monteclora_config": None,
 }
+_REWRITE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # init_lora_weights that move a part of W into B A
 _TENSOR = re.compile(
     r"(?P<path>.+)\.(?:lora_[AB](?:\.weight)?|lora_E|lora_magnitude_vector|(?:hada|lokr)_[wt][12](?:_[ab])?)"
 )
@@ -54,7 +55,8 @@ _TENSOR = re.compile(
 def load_peft(model: nn.Module, folder: PathLike) -> nn.Module:
     """Adapts a plain `model`, whose base weights are loaded, as a folder written by peft says; returns it.
 
-    Everything is checked before anything changes. Afterwards the methods' tensors train and the base is frozen.
+    Everything is checked before anything changes. Afterwards the methods' tensors and what was saved whole
+    (modules_to_save) train, the rest of the base is frozen.
 
     Raises:
         DeltaError: a file is missing or damaged, a tensor is missing, left over or of another shape, or the adapter
@@ -65,7 +67,7 @@ def load_peft(model: nn.Module, folder: PathLike) -> nn.Module:
     method = _method_of(config, folder)
     saved = _saved_entries(model, config, folder)
     paths = {match["path"] for name in tensors.keys() - saved if (match := _TENSOR.fullmatch(name))}
-    _check_targets(model, config, paths, folder)
+    _check_targets(model, config, paths, tensors, folder)
     targets = tuple(_exactly(path) for path in sorted(paths))
     method = dataclasses.replace(method, targets=targets, **_patterns(model, config, paths))
     modules = {path: model.get_submodule(path) for path in sorted(paths)}
@@ -82,6 +84,7 @@ def load_peft(model: nn.Module, folder: PathLike) -> nn.Module:
         for name, tensor in model.state_dict(keep_vars=True).items():
             if name in saved:
                 tensor.copy_(tensors[name])
+                tensor.requires_grad_(isinstance(tensor, nn.Parameter))  # so that saving it again stores it again
     return model
 
 
@@ -142,6 +145,12 @@ def _method_of(config: Mapping[str, Any], folder: PathLike) -> LowRankMethod:
     for option, without in _WITHOUT_COUNTERPART.items():
         if config.get(option) not in (without, None):
             raise DeltaError(f"{folder}: {option} is {config[option]!r}, which has no counterpart here. Train without.")
+    start = str(config.get("init_lora_weights", "")).lower()
+    if start.startswith(_REWRITE_THE_BASE):
+        raise DeltaError(
+            f"{folder}: init_lora_weights is {start!r}, so it belongs to a base that peft has changed. Let peft convert it: "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)."
+        )
     values = {ours: config[theirs] for theirs, ours in _OPTIONS[kind].items() if config.get(theirs) is not None}
     if kind == "adalora":  # rank_pattern is something else there
         values["target_rank"] = min(values["target_rank"], values["rank"])
@@ -179,7 +188,9 @@ def _saved_entries(model: nn.Module, config: Mapping[str, Any], folder: PathLike
     return found
 
 
-def _check_targets(model: nn.Module, config: Mapping[str, Any], paths: set[str], folder: PathLike) -> None:
+def _check_targets(
+    model: nn.Module, config: Mapping[str, Any], paths: set[str], tensors: Mapping[str, Tensor], folder: PathLike
+) -> None:
     """Compares the modules that have tensors with those that the options name."""
     kind = type(model).__name__
     modules = {name: module for name, module in model.named_modules() if can_adapt(module)}
@@ -188,7 +199,8 @@ def _check_targets(model: nn.Module, config: Mapping[str, Any], paths: set[str],
     if unknown:
         raise DeltaError(f"{folder} has tensors for {min(unknown)}, which is nothing to adapt in this {kind}.")
     if not paths:
-        raise DeltaError(f"{folder} has no tensors of a method. Was it saved before it was trained?")
+        first = f"{PREFIX}{min(tensors)} is none" if tensors else "it is empty"
+        raise DeltaError(f"{folder} has no tensors for a {ADAPTABLE}: {first}. Train other modules, or copy the file again.")
     targets, excluded = config.get("target_modules"), config.get("exclude_modules") or ()
     if targets in (None, "all-linear") or config.get("layers_to_transform") is not None:
         return  # which modules these mean depends on the model's kind: the tensors alone say it

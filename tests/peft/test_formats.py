@@ -9,7 +9,7 @@ from torch import nn
 
 from lowrank_d2.errors import ConfigError, DeltaError
 from lowrank_d2.peft import (
-    AdaLoRA, DoRA, LoHa, LoKr, LoRA, RankBudget, inject, load_peft, regularization, save_peft
+    AdaLoRA, DoRA, LoHa, LoKr, LoRA, RankBudget, inject, load_delta, load_peft, regularization, save_delta, save_peft
 )
 from lowrank_d2.peft.trainable import added_names
 
@@ -199,7 +199,14 @@ def test_trained_modules_of_the_base_go_with_it(inputs, tmp_path):
     assert config["modules_to_save"] == ["head", "norm"] and config["base_model_name_or_path"] == "somewhere/base"
     theirs = through_peft(Plain(), tmp_path / "ours", tmp_path / "theirs")
     same(model(*inputs), theirs(*inputs))
-    same(load_peft(Plain(), tmp_path / "theirs").eval()(*inputs), model(*inputs), exact=True)
+    back = load_peft(Plain(), tmp_path / "theirs").eval()
+    same(back(*inputs), model(*inputs), exact=True)
+    save_peft(back, tmp_path / "again")
+    same(peft.PeftModel.from_pretrained(Plain(), tmp_path / "again").eval()(*inputs), theirs(*inputs), exact=True)
+    save_delta(back, tmp_path / "delta.safetensors", class_names=[])
+    fresh = inject(Plain(), [METHODS["lora"]])
+    load_delta(fresh, tmp_path / "delta.safetensors")
+    same(fresh.eval()(*inputs), back(*inputs), exact=True)
 
 
 def test_an_adapter_trained_by_peft_is_taken_over(inputs, tmp_path):
@@ -231,6 +238,9 @@ def test_an_adapter_trained_by_peft_is_taken_over(inputs, tmp_path):
         (lambda c, t: c.update(r=5), r"is \(4, \d+.*this model needs \(5, \d+"),
         (lambda c, t: c.update(r=0), "RANK is 0"),
         (lambda c, t: c.update(bias="all"), "bias is 'all', which has no counterpart here"),
+        (lambda c, t: [t.update({name.replace("lora_", "lora_embedding_"): t.pop(name)}) for name in list(t)],
+         "no tensors for a Linear, .* base_model.model.conv.lora_embedding_A.weight is none"),
+        (lambda c, t: c.update(init_lora_weights="pissa_niter_4"), "init_lora_weights is 'pissa_niter_4', so it belongs"),
         (lambda c, t: c.update(peft_type="VERA"), "peft_type is 'VERA'. Known are LORA"),
         (lambda c, t: c.update(modules_to_save=["tail"]), "modules_to_save names 'tail', which is no module"),
     ],
