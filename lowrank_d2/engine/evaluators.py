@@ -4,7 +4,7 @@ from typing import Any, List, Mapping, Optional, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, verify_results
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from tabulate import tabulate
 
@@ -12,6 +12,7 @@ from lowrank_d2.data.datasets.catalog import Source
 from lowrank_d2.data.truth import write_evaluation_json
 from lowrank_d2.errors import ConfigError, TrainingError
 from lowrank_d2.evaluation.cityscapes import CityscapesInstanceEvaluator
+from lowrank_d2.evaluation.coco import StreamedCOCOEvaluator
 
 
 def build_evaluator(dataset_name: str, output_dir: str) -> DatasetEvaluator:
@@ -26,7 +27,7 @@ def build_evaluator(dataset_name: str, output_dir: str) -> DatasetEvaluator:
     if kind == "coco":
         if isinstance(DatasetCatalog[dataset_name], Source):
             write_evaluation_json(dataset_name, output_dir)
-        return COCOEvaluator(dataset_name, output_dir=output_dir, allow_cached_coco=False)
+        return StreamedCOCOEvaluator(dataset_name, output_dir)
     return CityscapesInstanceEvaluator(dataset_name, output_dir)
 
 

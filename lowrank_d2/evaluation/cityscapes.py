@@ -27,7 +27,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from lowrank_d2.errors import DataError
-from lowrank_d2.files import write_json
+from lowrank_d2.evaluation.spool import Spool
 
 _MODULE = "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling"
 _IMAGE_END, _TRUTH_END = "_leftImg8bit.png", "_gtFine_instanceIds.png"
@@ -65,7 +65,7 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         ids = {label.name: label.id for label in importlib.import_module("cityscapesscripts.helpers.labels").labels}
         self._label_ids = [ids[name] for name in metadata.thing_classes]
         self._truth: list[str] = []
-        self._predictions: list[dict] = []
+        self._spool = Spool(self._output_dir)
         if comm.is_main_process():
             self._folder = tempfile.TemporaryDirectory(prefix="lowrank_d2_cityscapes_")
         self._path = Path(comm.all_gather(self._folder.name if self._folder else None)[0])
@@ -86,13 +86,13 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
             instances = output["instances"].to("cpu")
             self._write(stem, instances)
             if self._output_dir is not None:
-                self._predictions += self._as_coco(instances, record["image_id"], path.name)
+                self._spool.add(record["image_id"], self._as_coco(instances, record["image_id"], path.name))
 
     def evaluate(self) -> OrderedDict | None:
         try:
             comm.synchronize()
             gathered = comm.gather(self._truth)
-            predictions = comm.gather(self._predictions)
+            self._spool.gather()
             if not comm.is_main_process():
                 return None
             truth = sorted(path for part in gathered for path in part)
@@ -100,8 +100,7 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
                 logger.warning("No image of %s was predicted, so there is nothing to evaluate.", self._dataset)
                 return OrderedDict()
             if self._output_dir is not None:
-                path = Path(self._output_dir, "coco_instances_results.json")
-                write_json(path, [prediction for part in predictions for prediction in part])
+                self._spool.write(Path(self._output_dir, "coco_instances_results.json"))
             return self._score(truth)
         finally:
             comm.synchronize()

@@ -3,10 +3,10 @@ import math
 
 import pytest
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator
 from lowrank_d2.engine.evaluators import ap_table, build_evaluator, headline_ap
 from lowrank_d2.errors import ConfigError
 from lowrank_d2.evaluation.cityscapes import CityscapesInstanceEvaluator
+from lowrank_d2.evaluation.coco import StreamedCOCOEvaluator
 
 from tests.engine.tiny import register
 
@@ -32,7 +32,7 @@ def test_table_shows_masks_first():
 
 def test_evaluators_by_type(tmp_path):
     name = register(tmp_path / "data")
-    assert isinstance(build_evaluator(name, str(tmp_path)), COCOEvaluator)
+    assert isinstance(build_evaluator(name, str(tmp_path)), StreamedCOCOEvaluator)
     MetadataCatalog.pop(name)
     MetadataCatalog.get(name).evaluator_type = "lvis"
     with pytest.raises(ConfigError, match="'lvis'"):

@@ -1,0 +1,174 @@
+"""COCO's average precision in memory that images hardly add to: 22 bytes a detection.
+
+pycocotools keeps every detection with its mask, every IoU and every match until the end, some 200 kilobytes an image.
+Here images come in blocks; of a detection remain its score and whether it is right, wrong or ignored at each IoU
+threshold and in each range of areas. Areas and IoUs are pycocotools' own; all numbers equal its own to the last bit.
+"""
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+_BELOW_ONE = 1 - 1e-10  # an IoU of 1 that rounding has lowered passes the threshold 1, as in pycocotools
+
+
+class BlockwiseCOCOeval(COCOeval):
+    """pycocotools' COCOeval, fed by `add` instead of `evaluate`; then `accumulate` and `summarize` as ever.
+
+    `params` may be changed before the first `add`, with ascending maxDets.
+    """
+
+    def __init__(self, task: str, categories: list[dict]):
+        """
+        Args:
+            task: "bbox", "segm" or "keypoints".
+            categories: of the ground truth, COCO's objects.
+        """
+        super().__init__(iouType=task)
+        self._categories = categories
+        self.params.catIds = sorted(category["id"] for category in categories)
+        self._kept = {category: bytearray() for category in self.params.catIds}  # a _row a detection, image after image
+        self._positives = {category: 0 for category in self.params.catIds}  # (A,) objects to be found, once images came
+
+    def add(self, images: list[dict], annotations: list[dict], results: list[dict]) -> None:
+        """Judges the detections of a block of whole images. Blocks come by ascending image id.
+
+        Args:
+            images: COCO's objects, at least their id, height and width.
+            annotations: of these images; they are changed.
+            results: COCO results of these images; they are changed.
+        """
+        self.params.imgIds = sorted(image["id"] for image in images)
+        self.cocoGt = _coco(images, annotations, self._categories)
+        self.cocoDt = self.cocoGt.loadRes(results) if results else _coco(images, [], self._categories)
+        self._prepare()
+        compare = self.computeOks if self.params.iouType == "keypoints" else self.computeIoU
+        for image, category in sorted({*self._gts, *self._dts}):
+            self._judge(category, self._gts[image, category], self._dts[image, category], compare(image, category))
+        self.cocoGt = self.cocoDt = None
+        self._gts.clear()
+        self._dts.clear()
+
+    def accumulate(self) -> None:
+        """Fills `eval`: precision and scores (T, R, K, A, M), recall (T, K, A, M), -1 where nothing is to be found."""
+        params = self.params
+        counts = [len(each) for each in (params.iouThrs, params.recThrs, params.catIds, params.areaRng, params.maxDets)]
+        precision, scores = np.full(counts, -1.0), np.full(counts, -1.0)
+        recall = np.full([count for axis, count in enumerate(counts) if axis != 1], -1.0)
+        for k, category in enumerate(params.catIds):
+            rows = np.frombuffer(self._kept[category], self._row)
+            rows = rows[np.argsort(-rows["score"], kind="mergesort")]
+            for a, positives in enumerate(np.broadcast_to(self._positives[category], counts[3])):
+                if positives == 0:
+                    continue
+                for m, limit in enumerate(params.maxDets):
+                    counted = rows[rows["place"] < limit]
+                    for t in range(counts[0]):
+                        right, wrong = (_bit(counted[name], a * counts[0] + t) for name in ("right", "wrong"))
+                        where = t, slice(None), k, a, m
+                        precision[where], scores[where], recall[t, k, a, m] = _curve(
+                            right, wrong, counted["score"], positives, params.recThrs
+                        )
+        self.eval = {"params": params, "counts": counts, "precision": precision, "recall": recall, "scores": scores}
+
+    @property
+    def _row(self) -> np.dtype:
+        """A detection: score; place among the image's by score; a bit for each range of areas and IoU threshold."""
+        size = (len(self.params.areaRng) * len(self.params.iouThrs) + 7) // 8
+        return np.dtype([("score", "f8"), ("place", "u4"), ("right", "u1", size), ("wrong", "u1", size)])
+
+    def _judge(self, category: int, truth: list[dict], found: list[dict], ious: np.ndarray | list) -> None:
+        """Notes what becomes of one image's detections of one category; `ious` (D, G) are ordered by score, or []."""
+        params = self.params
+        ignored = _outside(truth, params.areaRng) | np.array([bool(each["ignore"]) for each in truth], bool)
+        self._positives[category] = self._positives[category] + (~ignored).sum(axis=1)
+        if not found:
+            return
+        scores = np.array([each["score"] for each in found])
+        order = np.argsort(-scores, kind="mergesort")[: params.maxDets[-1]]
+        matched = np.zeros((len(params.areaRng), len(params.iouThrs), len(order)), bool)
+        skipped = np.zeros_like(matched)
+        if len(ious):
+            crowd = np.array([bool(each["iscrowd"]) for each in truth])
+            partner = match(np.asarray(ious), ignored, crowd, np.minimum(params.iouThrs, _BELOW_ONE))
+            counts = np.array([each["id"] != 0 for each in truth])  # pycocotools notes the id, and takes 0 for no match
+            matched = (partner >= 0) & counts[partner]
+            skipped = (partner >= 0) & np.take_along_axis(ignored[:, None], partner, axis=2)
+        skipped |= ~matched & _outside([found[index] for index in order], params.areaRng)[:, None]
+
+        rows = np.zeros(len(order), self._row)
+        rows["score"], rows["place"] = scores[order], np.arange(len(order))
+        for name, flags in {"right": matched & ~skipped, "wrong": ~matched & ~skipped}.items():
+            rows[name] = np.packbits(flags.reshape(-1, len(order)), axis=0).T
+        self._kept[category] += rows.tobytes()
+
+
+def match(ious: np.ndarray, ignored: np.ndarray, crowd: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """COCO's greedy matching, for all ranges of areas and thresholds at once.
+
+    By descending score each detection takes, of the objects that reach the threshold and are free, the one with the
+    greatest IoU (the last of equal ones); an ignored object only where there is no other. A crowd stays free.
+
+    Args:
+        ious: (D, G), detections by descending score.
+        ignored: (A, G) bool, objects that do not count, crowds among them.
+        crowd: (G,) bool.
+        thresholds: (T,).
+
+    Returns:
+        (A, T, D) int, the object of each detection, -1 for none.
+    """
+    count = ious.shape[1]
+    partner = np.full((len(ignored), len(thresholds), len(ious)), -1)
+    taken = np.zeros((len(ignored), len(thresholds), count), bool)
+    bonus = np.where(ignored, 0, count)[:, None]
+    rank = np.empty(count, int)
+    for index in np.flatnonzero((ious >= thresholds.min()).any(axis=1)):  # few: most detections overlap no object
+        rank[np.argsort(ious[index], kind="stable")] = np.arange(1, count + 1)
+        free = (ious[index] >= thresholds[:, None]) & ~taken
+        worth = np.where(free, rank + bonus, 0)
+        best = worth.argmax(axis=2)
+        a, t = np.nonzero(worth.max(axis=2))
+        partner[a, t, index] = best[a, t]
+        taken[a, t, best[a, t]] = ~crowd[best[a, t]]
+    return partner
+
+
+def _curve(
+    right: np.ndarray, wrong: np.ndarray, scores: np.ndarray, positives: int, at: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Precision and score at the recalls `at` (R,), 0 where they are not reached, and the greatest recall.
+
+    Args:
+        right, wrong: (D,) bool, by descending score.
+        scores: (D,).
+        positives: number of objects to be found.
+    """
+    precision, score = np.zeros(len(at)), np.zeros(len(at))
+    if not len(right):
+        return precision, score, 0.0
+    hits, misses = np.cumsum(right).astype(float), np.cumsum(wrong).astype(float)
+    recall = hits / positives
+    best = np.maximum.accumulate((hits / (misses + hits + np.spacing(1)))[::-1])[::-1]  # at this recall or above
+    place = np.searchsorted(recall, at, side="left")
+    reached = place < len(recall)
+    precision[reached], score[reached] = best[place[reached]], scores[place[reached]]
+    return precision, score, recall[-1]
+
+
+def _outside(objects: list[dict], ranges: list[list[float]]) -> np.ndarray:
+    """(A, N) bool: whose area lies outside each of the ranges (least, greatest)."""
+    areas, limits = np.array([each["area"] for each in objects], float), np.array(ranges)
+    return (areas < limits[:, :1]) | (areas > limits[:, 1:])
+
+
+def _bit(packed: np.ndarray, index: int) -> np.ndarray:
+    """(D,) bool: one of the bits in `packed` (D, bytes), as numpy's packbits orders them."""
+    return (packed[:, index // 8] >> (7 - index % 8) & 1).astype(bool)
+
+
+def _coco(images: list[dict], annotations: list[dict], categories: list[dict]) -> COCO:
+    coco = COCO()
+    coco.dataset = {"images": images, "annotations": annotations, "categories": categories}
+    coco.createIndex()
+    return coco
