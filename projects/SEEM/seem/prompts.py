@@ -34,12 +34,12 @@ def words_of(name: str) -> str:
 
 
 def check_distinct(names: Sequence[str]) -> None:
-    """Looks for classes that no words can tell apart.
+    """Looks for classes that no words can tell apart, from each other or from what is no object.
 
     Raises:
         ConfigError: a class without words, or two that read the same; the message names them.
     """
-    seen: dict[str, str] = {}
+    seen = {BACKGROUND: BACKGROUND}
     for name in names:
         words = " ".join(words_of(name).lower().split())
         if not words:

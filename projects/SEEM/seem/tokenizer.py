@@ -5,7 +5,6 @@ one, which is not imported: open_clip_torch would import torchvision.
 """
 import functools
 import gzip
-import html
 import importlib.metadata
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from lowrank_d2.errors import ConfigError
 
 FILE_NAME = "bpe_simple_vocab_16e6.txt.gz"
-PACKAGES = ("open_clip_torch", "clip-anytorch", "openai-clip")
+PACKAGES = ("open_clip_torch", "clip-anytorch")
 NUM_MERGES = 49152 - 256 - 2  # the file has more; the first so many are used
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
@@ -52,7 +51,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without start and end."""
-        cleaned = " ".join(html.unescape(html.unescape(text)).split()).lower()
+        cleaned = " ".join(unicodedata.normalize("NFC", text).split()).lower()
         letter_of_byte = _letter_of_byte()
         ids = []
         for word in split_words(cleaned):
