@@ -63,8 +63,14 @@ class MaskDINOPixelDecoder(nn.Module):
                 them, as upstream (quirk Q9).
         """
         super().__init__()
-        finest_first = sorted(encoder_features, key=lambda name: input_shape[name].stride)
-        self.in_features = tuple(finest_first if feature_order == "low2high" else finest_first[::-1])
+
+        def stride(name: str) -> int:
+            return input_shape[name].stride
+
+        finest_first = sorted(encoder_features, key=stride)
+        self.in_features = tuple(finest_first[::-1])
+        if feature_order == "low2high":  # maps of one stride, of a dilated backbone, keep the other order's, as upstream
+            self.in_features = tuple(sorted(self.in_features, key=stride))
         self.feature_order = feature_order
         self.aligned_encodings = aligned_encodings
         coarsest = finest_first[-1]
@@ -87,8 +93,8 @@ class MaskDINOPixelDecoder(nn.Module):
             )
             for _ in range(num_layers)
         )
-        by_stride = sorted(input_shape, key=lambda name: input_shape[name].stride)
-        steps = (input_shape[finest_first[0]].stride // common_stride).bit_length() - 1
+        by_stride = sorted(input_shape, key=stride)
+        steps = (stride(finest_first[0]) // common_stride).bit_length() - 1
         self.fine_features = tuple(by_stride[: max(steps, 1)])  # finest first
         self.lateral = nn.ModuleList(
             _pyramid_conv(input_shape[name].channels, embed_dim, norm, kernel_size=1) for name in self.fine_features

@@ -45,6 +45,15 @@ def test_levels_and_their_order(order, levels, sizes):
     assert out.mask_features.shape == (2, 12, 16, 24) and out.padding is None
 
 
+@pytest.mark.parametrize("order, expected", [("low2high", "res3 res5 res4"), ("high2low", "res5 res4 res3")])
+def test_of_two_maps_with_one_stride_the_later_comes_first(order, expected):
+    shapes = {name: ShapeSpec(channels=CHANNELS[name], stride=min(STRIDES[name], 16)) for name in STRIDES}
+    decoder = build(input_shape=shapes, feature_order=order)
+    assert decoder.in_features == tuple(expected.split())
+    widths = [projection[0].in_channels for projection in decoder.input_proj]
+    assert widths == [CHANNELS[name] for name in (*decoder.in_features, "res5")]
+
+
 @pytest.mark.parametrize("aligned", [False, True])
 def test_extra_levels_exchange_their_encodings_unless_aligned(aligned):
     decoder = build(num_levels=5, aligned_encodings=aligned)
