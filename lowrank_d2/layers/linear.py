@@ -27,11 +27,37 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """
     if not _by_convolution(x, weight):
         return F.linear(x, weight, bias)
+    if x.requires_grad and not weight.requires_grad and torch.is_grad_enabled():
+        return _WithFrozenWeight.apply(x, weight, bias)
+    return _convolved(x, weight, bias)
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     # One row of pixels, channels last: neither the tokens nor the result move in memory.
     row = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
     y = F.conv2d(row, weight[:, :, None, None], bias)
     # Not a view for autograd, which would forbid an in-place ReLU on what a Function of its own returns.
     return torch.ops.aten._unsafe_view(y.permute(0, 2, 3, 1).contiguous(), [*x.shape[:-1], len(weight)])
+
+
+class _WithFrozenWeight(torch.autograd.Function):
+    """A convolution keeps x for the gradient of its weight, wanted or not; this keeps the weight alone."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, weight, bias):
+        return _convolved(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx, grad):
+        (weight,) = ctx.saved_tensors
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
+        return linear(grad, weight.t()), None, grad_bias
 
 
 class Linear(nn.Linear):

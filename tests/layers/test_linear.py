@@ -97,3 +97,29 @@ def test_a_function_that_returns_it_can_be_changed_in_place(two_threads):
     gradient = torch.autograd.grad(changed.sum(), weight)[0]
     expected = torch.autograd.grad(F.relu(F.linear(x, 2 * weight)).sum(), weight)[0]
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_frozen_weight_needs_no_input_kept(two_threads):
+    x, weight, bias = tensors(tokens=300, lead=(2,))
+    x.requires_grad_(), bias.requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        actual = linear(x, weight, bias)
+    assert kept == [weight.shape]
+    seed = torch.randn_like(actual)
+    expected = torch.autograd.grad(F.linear(x, weight, bias), (x, bias), seed)
+    for gradient, other in zip(torch.autograd.grad(actual, (x, bias), seed), expected):
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-3)
+
+
+def test_a_frozen_weight_allows_second_derivatives_and_batches_of_gradients(two_threads):
+    x, weight, _ = tensors(tokens=600)
+
+    def energy(x):
+        return linear(x, weight).square().sum() / 2
+
+    first = torch.autograd.functional.hvp(energy, x, torch.ones_like(x))[1]
+    torch.testing.assert_close(first, torch.ones_like(x) @ weight.t() @ weight, rtol=1e-4, atol=1e-3)
+    gradients = torch.func.vmap(torch.func.grad(energy))(torch.stack((x, 2 * x)))
+    expected = x @ weight.t() @ weight
+    torch.testing.assert_close(gradients, torch.stack((expected, 2 * expected)), rtol=1e-4, atol=1e-3)
