@@ -57,6 +57,9 @@ def _common() -> CN:
     node.COST_CLASS_WEIGHT = 2.0
     node.COST_BOX_WEIGHT = 5.0
     node.COST_GIOU_WEIGHT = 2.0
+    # Parts of the model, found by name, that learn at SLOW_FACTOR of the learning rate.
+    node.SLOW_PARTS = ["sampling_offsets", "reference_points"]
+    node.SLOW_FACTOR = 0.1
     for part in ("BRANCH", "ENCODER"):  # the branches' losses are also multiplied by LORA_DETR.LOSS_WEIGHT / branches
         node[part] = CN()
         node[part].BOX_WEIGHT = 5.0

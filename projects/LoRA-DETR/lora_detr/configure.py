@@ -158,6 +158,7 @@ def _common_parts(cfg: CfgNode, node: CfgNode, relation: bool) -> dict[str, Any]
         "pixel_std": cfg.MODEL.PIXEL_STD,
         "size_divisibility": 32 if relation else 0,
         "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "slow_parts": dict.fromkeys(node.SLOW_PARTS, node.SLOW_FACTOR),
     }
 
 

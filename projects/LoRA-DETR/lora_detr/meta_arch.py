@@ -26,9 +26,12 @@ class DetectionTransformer(nn.Module):
     """Losses in training, Detectron2's instances in evaluation; boxes are fractions of the image without padding.
 
     Attributes:
+        boxes_only: needs no masks, in training or elsewhere.
         class_dependent: names of the tensors that a checkpoint of other classes may have in other sizes.
         draws: where assignment and denoising get their random numbers; exchange it to record or replay a step.
     """
+
+    boxes_only = True
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class DetectionTransformer(nn.Module):
         pixel_std: Sequence[float],
         size_divisibility: int,
         max_detections: int,
+        slow_parts: Mapping[str, float] = {},
     ):
         """
         Args:
@@ -52,11 +56,13 @@ class DetectionTransformer(nn.Module):
             pixel_mean, pixel_std: of the channels, on 0..255, in the order of INPUT.FORMAT.
             size_divisibility: the canvas of a batch is the largest image, rounded up to a multiple of this.
             max_detections: of an image.
+            slow_parts: names of modules, wherever they stand, and the factors of their learning rates.
         """
         super().__init__()
         self.backbone, self.neck, self.encoder = backbone, neck, encoder
         self.in_features = tuple(in_features)
         self.size_divisibility, self.max_detections = size_divisibility, max_detections
+        self.slow_parts = dict(slow_parts)
         self.draws = Draws()
         label_of_class = torch.tensor(coco_labels.label_of_class(num_classes, coco_ids))
         class_of_label = torch.full((coco_labels.num_labels(num_classes, coco_ids),), -1)
@@ -137,6 +143,11 @@ class DetectionTransformer(nn.Module):
     @abstractmethod
     def losses(self, levels: Levels, targets: Sequence[Target]) -> dict[str, Tensor]:
         """The weighted losses of a training step."""
+
+    def learning_rates(self) -> dict[str, float]:
+        """The modules that learn at another rate, and its factor."""
+        paths = [(path, path.split(".")) for path, _ in self.named_modules()]
+        return {path: factor for part, factor in self.slow_parts.items() for path, names in paths if part == names[-1]}
 
     def peft_targets(self) -> tuple[str, ...]:
         """Where low-rank methods go by default: q and v of regular, offsets and values of deformable attention."""
