@@ -33,7 +33,7 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
     node, text = cfg.MODEL.SEEM, cfg.MODEL.SEEM.TEXT
     _check(node)
     peft, recorded = _peft(cfg)
-    names = class_names(cfg, recorded)
+    names, inference = class_names(cfg, recorded), _inference(cfg)
     backbone = _backbone(node.FOCAL)
     return {
         "backbone": backbone,
@@ -72,7 +72,7 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,
         "pixel_std": cfg.MODEL.PIXEL_STD,
         "size_divisibility": node.SIZE_DIVISIBILITY,
-        "inference": _inference(cfg),
+        "inference": inference,
         "freeze_text": text.FREEZE,
         "text_multiplier": node.TEXT_MULTIPLIER,
         "embeddings_multiplier": node.EMBEDDINGS_MULTIPLIER,
