@@ -48,26 +48,35 @@ class CocoData:
 
 
 def read_coco(
-    json_file: str | Path, image_root: str | Path, *, classes: Sequence[str] | None = None, skip_missing: bool = False
+    json_file: str | Path,
+    image_root: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    skip_missing: bool = False,
+    masks: bool = True,
 ) -> CocoData:
     """Reads `json_file`, whose images lie below `image_root`; looks at no image.
 
     Args:
         classes: expected names; the file's categories are then matched by name (case and punctuation apart), not by id.
         skip_missing: leave out images that are not there instead of reporting an error.
+        masks: objects need one; False takes those with boxes alone too, and their records have no "segmentation".
 
     Raises:
         DataError: the file cannot be read as COCO at all. Errors in records are in the report: see
             `Report.raise_errors`.
     """
-    return _Reader(Path(json_file), ImageFolder(image_root), classes, skip_missing).read()
+    return _Reader(Path(json_file), ImageFolder(image_root), classes, skip_missing, masks).read()
 
 
 class _Reader:
     """One pass over one file; every method looks after one part of it."""
 
-    def __init__(self, path: Path, folder: ImageFolder, classes: Sequence[str] | None, skip_missing: bool):
+    def __init__(
+        self, path: Path, folder: ImageFolder, classes: Sequence[str] | None, skip_missing: bool, masks: bool
+    ):
         self.path, self.folder, self.expected, self.skip_missing = path, folder, classes, skip_missing
+        self.masks = masks
         self.report = Report(str(path))
 
     def read(self) -> CocoData:
@@ -353,8 +362,7 @@ class _Reader:
             elif "bbox" in row:
                 raise Flaw("bad-box", "bbox None is not four numbers")
             if not row.get("segmentation"):
-                self.report.add("warning", "no-mask", where, "annotations without a mask are dropped")
-                return None, outside
+                return self._box_alone(box, crowd, where, record), outside
             outline = examine(row["segmentation"], height, width)
         except Flaw as flaw:
             self._note_flaw(flaw, where)
@@ -373,6 +381,20 @@ class _Reader:
             "bbox_mode": BoxMode.XYWH_ABS,
             "segmentation": outline.segmentation,
         }, outside
+
+    def _box_alone(self, box: np.ndarray | None, crowd: int, where: str, record: dict) -> dict | None:
+        """The annotation of an object without mask, or None when it is dropped."""
+        if self.masks:
+            self.report.add("warning", "no-mask", where, "annotations without a mask are dropped")
+            return None
+        if box is None:
+            self.report.add("warning", "no-mask", where, "annotations without a mask and without a box are dropped")
+            return None
+        low = np.maximum(box[:2], 0)
+        size = np.minimum(box[:2] + box[2:], [record["width"], record["height"]]) - low
+        if not (size > 0).all():
+            raise Flaw("outside", f"bbox {box.tolist()} lies outside its image", fatal=False)
+        return {"iscrowd": int(crowd), "bbox": [*low.tolist(), *size.tolist()], "bbox_mode": BoxMode.XYWH_ABS}
 
     def _note_flaw(self, flaw: Flaw, where: str) -> None:
         if flaw.fatal:
@@ -413,7 +435,7 @@ class _Reader:
                 "too many annotations belong to images that are not in the file",
                 "Take the annotation file that belongs to these images",
             )
-        if without_mask > BOXES_ONLY * total:
+        if self.masks and without_mask > BOXES_ONLY * total:
             self.report.add(
                 "error",
                 "boxes-only",

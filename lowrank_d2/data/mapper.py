@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Instances
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 
 from lowrank_d2.data.image_files import EXIF_CHOICES, read_image
 from lowrank_d2.data.resize import ResizeToMultiple
@@ -28,7 +29,8 @@ class LowRankMapper:
     """Maps a record of DatasetCatalog to `image` (uint8 (C, H, W)), `height`, `width` and, in training, `instances`.
 
     `instances` has gt_boxes (tight around the masks), gt_classes and gt_masks (BitMasks); crowds are left out, and an
-    image may end up without any. Segmentations may be polygons or run lengths, mixed at will.
+    image may end up without any. Segmentations may be polygons or run lengths, mixed at will. For models that read boxes
+    alone there are no gt_masks, and gt_boxes are the records' own, moved and clipped.
     """
 
     @configurable
@@ -42,6 +44,7 @@ class LowRankMapper:
         exif: str = "apply",
         largest: tuple[int, int] | None = None,
         with_instances: bool | None = None,
+        with_masks: bool = True,
     ):
         """
         Args:
@@ -52,6 +55,7 @@ class LowRankMapper:
             largest: (height, width) of a box into which every augmented image fits before it is cropped; huge JPEGs
                 are then decoded smaller. None: always decoded in full.
             with_instances: give `instances` in testing too, for a validation loss; None: as `is_train`.
+            with_masks: False for models of boxes alone.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
@@ -60,6 +64,7 @@ class LowRankMapper:
         self.exif = exif
         self.largest = largest
         self.with_instances = is_train if with_instances is None else with_instances
+        self.with_masks = with_masks
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -76,6 +81,7 @@ class LowRankMapper:
             "image_format": node.FORMAT,
             "seed": max(cfg.SEED, 0),
             "exif": node.EXIF,
+            "with_masks": not boxes_only(cfg),
         }
 
     def __call__(self, record: dict) -> dict:
@@ -93,7 +99,8 @@ class LowRankMapper:
         sample["image"] = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         if self.with_instances:
             size = augmented.image.shape[:2]
-            sample["instances"] = _instances(record, transforms, size)
+            instances_of = _instances if self.with_masks else _boxes
+            sample["instances"] = instances_of(record, transforms, size)
         return sample
 
     def _read(self, record: dict) -> tuple[np.ndarray, T.Transform]:
@@ -120,6 +127,13 @@ class LowRankMapper:
                 "tools/check_dataset.py lists all such images."
             )
         return image, T.ResizeTransform(height, width, image.shape[0], image.shape[1])
+
+
+def boxes_only(cfg: CfgNode) -> bool:
+    """Whether the model of `cfg` reads no masks, which its class says by an attribute `boxes_only`."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    # `is True`: a class that stands in for one that is not installed answers to every name.
+    return name in META_ARCH_REGISTRY and getattr(META_ARCH_REGISTRY.get(name), "boxes_only", False) is True
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> tuple[list[T.Augmentation], tuple[int, int] | None]:
@@ -250,6 +264,20 @@ def _instances(record: dict, transforms: T.TransformList, size: tuple[int, int])
     instances.gt_masks = BitMasks(torch.from_numpy(stacked))
     instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
     instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    return instances
+
+
+def _boxes(record: dict, transforms: T.TransformList, size: tuple[int, int]) -> Instances:
+    """As `_instances`, of the records' boxes alone."""
+    kept = [annotation for annotation in record.get("annotations", ()) if not annotation.get("iscrowd", 0)]
+    corners = [BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYXY_ABS) for each in kept]
+    moved = transforms.apply_box(np.asarray(corners, float).reshape(-1, 4))
+    boxes = Boxes(torch.as_tensor(np.asarray(moved), dtype=torch.float32).reshape(-1, 4))
+    boxes.clip(size)
+    visible = boxes.nonempty()
+    instances = Instances(size)
+    instances.gt_boxes = boxes[visible]
+    instances.gt_classes = torch.tensor([each["category_id"] for each in kept], dtype=torch.int64)[visible]
     return instances
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 from pycocotools import mask as coco_mask
 
 from lowrank_d2.data.segmentations import encode
@@ -16,8 +17,8 @@ def write_evaluation_json(name: str, folder: str | Path) -> Path:
     """Writes dataset `name` as a COCO file below `folder` and makes it the dataset's `json_file`, which COCOEvaluator
     reads.
 
-    Annotation ids count from 1, areas come from the masks, images without objects stay. The file's name holds a
-    fingerprint of its content, so that a changed dataset never meets an old file.
+    Annotation ids count from 1, areas come from the masks (or boxes, where there are none), images without objects stay.
+    The file's name holds a fingerprint of its content, so that a changed dataset never meets an old file.
 
     Returns:
         The path of the file.
@@ -40,16 +41,13 @@ def as_coco(records: Sequence[dict], classes: Sequence[str], ids: dict[int, int]
     annotations = []
     for record in records:
         for item in record["annotations"]:
-            rle = encode(item["segmentation"], record["height"], record["width"])
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": record["image_id"],
                     "category_id": (ids or {}).get(item["category_id"], item["category_id"]),
-                    "bbox": [float(v) for v in coco_mask.toBbox(rle)],
-                    "area": int(coco_mask.area(rle)),
                     "iscrowd": item.get("iscrowd", 0),
-                    "segmentation": item["segmentation"],
+                    **_extent(item, record),
                 }
             )
     images = [
@@ -63,3 +61,16 @@ def as_coco(records: Sequence[dict], classes: Sequence[str], ids: dict[int, int]
     ]
     categories = [{"id": (ids or {}).get(index, index), "name": name} for index, name in enumerate(classes)]
     return {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+
+
+def _extent(item: dict, record: dict) -> dict:
+    """Box, area and, where there is one, the mask of an annotation."""
+    if "segmentation" not in item:
+        box = BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYWH_ABS)
+        return {"bbox": [float(value) for value in box], "area": float(box[2] * box[3])}
+    rle = encode(item["segmentation"], record["height"], record["width"])
+    return {
+        "bbox": [float(value) for value in coco_mask.toBbox(rle)],
+        "area": int(coco_mask.area(rle)),
+        "segmentation": item["segmentation"],
+    }

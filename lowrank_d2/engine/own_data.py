@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 
 from lowrank_d2.data.check import check_num_classes
 from lowrank_d2.data.datasets.own import register_own
+from lowrank_d2.data.mapper import boxes_only
 from lowrank_d2.engine.config_values import nearest
 from lowrank_d2.engine.defaults import tool_parser
 from lowrank_d2.errors import ConfigError, DeltaError
@@ -65,7 +66,7 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise ConfigError("--val-images needs the annotations of these images: --val-json B.json.")
     data = register_own(
         args.train_json, args.train_images, args.val_json, args.val_images,
-        seed=max(cfg.SEED, 0), skip_missing=args.skip_missing,
+        seed=max(cfg.SEED, 0), skip_missing=args.skip_missing, masks=not boxes_only(cfg),
     )
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (data.train,), (data.val,)
 

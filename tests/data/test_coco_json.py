@@ -230,3 +230,25 @@ def test_no_damage_to_a_file_is_a_bug(own, seed):
         report = check(own).report
         assert all(found.what and found.count >= len(found.examples) for found in report)
         assert all(found.examples or found.kind == "unreadable-dataset" for found in report)
+
+
+def test_boxes_alone_are_enough_for_models_without_masks(own):
+    for row in own.content["annotations"]:
+        del row["segmentation"]
+    row = own.content["annotations"][0]
+    image = next(image for image in own.content["images"] if image["id"] == row["image_id"])
+    row["bbox"] = [image["width"] - 10, -5, 30, 20]  # beyond the upper right corner
+    own.save()
+    assert "boxes-only" in read_coco(own.json, own.images).report
+    data = read_coco(own.json, own.images, masks=False)
+    annotations = [annotation for record in data.records for annotation in record["annotations"]]
+    assert not data.report.of("error") and not any("segmentation" in annotation for annotation in annotations)
+    assert [image["width"] - 10, 0, 10, 15] in [annotation["bbox"] for annotation in annotations]
+
+
+def test_an_object_without_mask_and_box_is_dropped_in_any_case(own):
+    row = own.content["annotations"][0]
+    del row["segmentation"], row["bbox"]
+    own.save()
+    report = read_coco(own.json, own.images, masks=False).report
+    assert "without a mask and without a box" in str(report["no-mask"])

@@ -6,6 +6,8 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import build_detection_train_loader
 from detectron2.data import transforms as T
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -238,3 +240,25 @@ def test_detectron2s_loader_runs_the_mapper(cfg, record):
     )
     batch = next(iter(loader))
     assert len(batch) == 2 and all(len(sample["instances"]) == 2 for sample in batch)
+
+
+class Boxy:
+    """Stands for a meta-architecture."""
+
+    boxes_only = True
+
+
+def test_models_without_masks_get_the_moved_and_clipped_boxes(cfg, record, monkeypatch):
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "Boxy", Boxy)
+    cfg.MODEL.META_ARCHITECTURE, cfg.INPUT.RANDOM_FLIP = "Boxy", "none"
+    cfg.INPUT.DATASET_MAPPER_NAME, cfg.INPUT.MIN_SIZE_TRAIN = "coco_instance_detr", (128,)
+    for annotation, box in zip(record["annotations"], ([8, 10, 42, 30], [90, 50, 20, 20])):
+        del annotation["segmentation"]
+        annotation |= {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS}
+    record["annotations"].append({"category_id": 0, "bbox": [96, 0, 5, 5], "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 0})
+    record["annotations"].append({"category_id": 0, "bbox": [1, 1, 5, 5], "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 1})
+    instances = LowRankMapper(cfg)(record)["instances"]
+    assert not instances.has("gt_masks") and instances.gt_classes.tolist() == [0, 1]
+    assert instances.gt_boxes.tensor.tolist() == [[16, 20, 100, 80], [180, 100, 192, 128]]
+    record["annotations"] = []
+    assert len(LowRankMapper(cfg)(record)["instances"]) == 0

@@ -31,13 +31,18 @@ def register_own(
     *,
     seed: int = 0,
     skip_missing: bool = False,
+    masks: bool = True,
 ) -> OwnData:
     """Registers own data as `own_train` and `own_val`; without a validation file a seeded tenth is held out.
+
+    Args:
+        masks: objects need one; see `read_coco`.
 
     Raises:
         DataError: a file cannot be used, the validation categories differ by name, or there is only one image to split.
     """
-    data = read_coco(train_json, train_images, skip_missing=skip_missing)
+    options = {"skip_missing": skip_missing, "masks": masks}
+    data = read_coco(train_json, train_images, **options)
     if val_json is None:
         if len(data.records) < 2:
             data.report.raise_errors()  # which may be why so few are left
@@ -61,7 +66,7 @@ def register_own(
         _register(VAL, CocoData(val, data.classes, data.category_ids, Report(f"{train_json} (held out)")))
     else:
         _register(TRAIN, data)
-        register_json(VAL, val_json, val_images or train_images, classes=data.classes, skip_missing=skip_missing)
+        register_json(VAL, val_json, val_images or train_images, classes=data.classes, **options)
     return OwnData(TRAIN, VAL, data.classes)
 
 
@@ -72,9 +77,10 @@ def register_json(
     *,
     classes: Sequence[str] | None = None,
     skip_missing: bool = False,
+    masks: bool = True,
 ) -> CocoData:
-    """Registers one COCO file under `name` and returns what was read; see `read_coco` for `classes` and the errors."""
-    data = read_coco(json_file, image_root, classes=classes, skip_missing=skip_missing)
+    """Registers one COCO file under `name` and returns what was read; see `read_coco` for the options and the errors."""
+    data = read_coco(json_file, image_root, classes=classes, skip_missing=skip_missing, masks=masks)
     _register(name, data)
     return data
 
