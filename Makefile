@@ -44,8 +44,11 @@ $(VENV)/.installed-$(KEY): | $(VENV)/bin/python
 	$(PIP) $$(cd / && $(CURDIR)/$(VENV)/bin/python -c "import detectron2" 2>/dev/null || echo "-e ./d2lite") -e .
 	@touch $@
 
+# Of open_clip_torch only CLIP's vocabulary file is wanted, for projects/SEEM. Its requirements, torchvision and with it another
+# torch, are left out, so that it cannot stand in the extra "test".
 $(VENV)/.test-$(KEY): $(VENV)/.installed-$(KEY)
 	$(PIP) -e ".[test]"
+	$(PIP) --no-deps open_clip_torch
 	@touch $@
 
 clean:
