@@ -177,7 +177,12 @@ def check_adaptable(module: nn.Module, method: LowRankMethod, packed: tuple[str,
     """
     if isinstance(module, Adapted):
         raise ConfigError(f"is adapted by {module.method.name!r} already. Give every method TARGETS of its own.")
-    rows = len(module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight)
+    weight = module._parameters.get("in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight")
+    if weight is None:
+        raise ConfigError("computes its weight from other tensors (weight or spectral norm). Adapt it without them.")
+    if isinstance(weight, nn.UninitializedParameter):
+        raise ConfigError("is lazy and has no shape yet. Call the model once before adapting it.")
+    rows = len(weight)
     if packed and rows % len(PACKED):
         raise ConfigError(
             f"takes rows of q, k and v, but {rows} output features are no three equal blocks. Drop the brackets."

@@ -39,7 +39,11 @@ class PeftConfig:
     delta: str = ""
 
     def __post_init__(self):
-        object.__setattr__(self, "methods", tuple(self.methods))
+        given = self.methods
+        known = isinstance(given, (list, tuple)) and all(isinstance(each, Method) for each in given)
+        if not known:
+            raise ConfigError(f"The methods are {given!r}. Pass a list of method objects, for example [LoRA(rank=8)].")
+        object.__setattr__(self, "methods", tuple(given))
         kinds = [method.name for method in self.methods]
         if len(set(kinds)) < len(kinds):
             raise ConfigError(f"MODEL.PEFT.METHODS is {kinds}. Name every method once.")

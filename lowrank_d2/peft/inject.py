@@ -36,9 +36,10 @@ def inject(
         train_label_embedding: with "embeddings" and "none", the denoising label embedding trains too.
 
     Raises:
-        ConfigError: a target that matches nothing, a model without slots, a model adapted before, an unknown part.
+        ConfigError: a target that matches nothing, a model without slots, a model adapted before, an unknown part,
+            something else than a list of methods.
     """
-    return apply_peft(model, PeftConfig(tuple(methods), train, train_label_embedding))
+    return apply_peft(model, PeftConfig(methods, train, train_label_embedding))
 
 
 def apply_peft(model: nn.Module, peft: PeftConfig) -> nn.Module:

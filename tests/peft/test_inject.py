@@ -54,6 +54,25 @@ def test_unusable_targets(make_toy, target, words):
         inject(make_toy(classes=4), [LoRA(targets=(target,))])
 
 
+@pytest.mark.parametrize(
+    "module, words",
+    [
+        (nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "'0' computes its weight from other tensors"),
+        (nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 1)), "'0' computes its weight from other tensors"),
+        (nn.LazyLinear(4), "'0' is lazy and has no shape yet"),
+    ],
+)
+def test_a_module_whose_weight_is_no_parameter_is_refused(module, words):
+    with pytest.raises(ConfigError, match=words):
+        inject(nn.Sequential(module), [LoRA(targets=("0",))])
+
+
+@pytest.mark.parametrize("methods", [LoRA(), [LoRA], ["lora"], "lora", {"lora": LoRA()}])
+def test_what_is_no_list_of_methods_is_refused(make_toy, methods):
+    with pytest.raises(ConfigError, match=r"The methods are .*Pass a list of method objects, for example \[LoRA\(rank=8\)\]"):
+        inject(make_toy(), methods)
+
+
 def test_two_entries_may_overlap_but_not_contradict(make_toy):
     model = inject(make_toy(), [LoRA(targets=("value_proj", "decoder.0.value_proj"))])
     assert len(lora_modules(model)) == 3
