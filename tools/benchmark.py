@@ -1,15 +1,17 @@
 #!/usr/bin/env python
-"""Speed and memory, as ratios that travel between machines: `benchmark.py mask_dino`, `ms_deform_attn`, `lowrank`."""
+"""Speed and memory, as ratios that travel between machines: `benchmark.py mask_dino`, `seem`, `ms_deform_attn`, `lowrank`."""
 import argparse
 import sys
 from pathlib import Path
 
 from tabulate import tabulate
 
-from lowrank_d2.engine.benchmark import lowrank, mask_dino, ms_deform_attn
+from lowrank_d2.engine.benchmark import lors, lowrank, mask_dino, ms_deform_attn, seem
 from lowrank_d2.engine.defaults import run_tool, tool_parser
 
-R50 = Path(__file__).resolve().parents[1] / "configs" / "mask_dino" / "maskdino_R50.yaml"
+ROOT = Path(__file__).resolve().parents[1]
+R50 = ROOT / "configs" / "mask_dino" / "maskdino_R50.yaml"
+FOCAL_L = ROOT / "projects" / "SEEM" / "configs" / "seem_focall.yaml"
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
@@ -21,6 +23,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--config-file", action="append", metavar="F", help=f"the model (default: {R50.name})")
     command.set_defaults(measure=lambda args: mask_dino.run(args.config_file or [str(R50)]))
 
+    command = commands.add_parser("seem", help="inference and LoRA steps in multiples of the backbone's time")
+    command.add_argument("--config-file", action="append", metavar="F", help=f"the model (default: {FOCAL_L.name})")
+    command.set_defaults(measure=lambda args: seem.run(args.config_file or [str(FOCAL_L)]))
+
     command = commands.add_parser("ms_deform_attn", help="the operator against its published PyTorch form")
     command.add_argument("--device", default="cpu", help="cpu, cuda or cuda:0 (default: %(default)s)")
     command.add_argument("--dtype", default="float32", choices=DTYPES, help="default: %(default)s")
@@ -30,6 +36,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--threads", type=int, default=1, help="1: CPU time; more: wall-clock (default: %(default)s)")
     command.add_argument("--seconds", type=float, default=3.0, help="repeat each size so long (default: %(default)s)")
     command.set_defaults(measure=lambda args: lowrank.run(args.threads, seconds=args.seconds))
+
+    command = commands.add_parser("lors", help="LORS against AdaMixer with the same sampling, both with a ResNet-50")
+    command.add_argument("--rounds", type=int, default=3, help="the best of so many counts (default: %(default)s)")
+    files = [str(LORS / "lors_R50.yaml")], [str(LORS / "adamixer_R50_2x64.yaml")]
+    command.set_defaults(measure=lambda args: lors.run(*files, args.rounds))
 
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")

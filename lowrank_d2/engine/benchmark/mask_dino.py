@@ -1,6 +1,7 @@
-"""Mask DINO at 512 x 512 in multiples of its own backbone: inference of one image, training steps of two."""
+"""Mask DINO, or a model of the same stages, at 512 x 512 in multiples of its own backbone: inference of one image,
+training steps of two."""
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.modeling import build_model
@@ -11,7 +12,7 @@ from lowrank_d2.engine.benchmark.measure import best_seconds, in_fresh_process, 
 from lowrank_d2.engine.defaults import load_config
 from lowrank_d2.engine.memory import keep_freed_memory
 
-SIZE, BATCH, INSTANCES, CLASSES = 512, 2, 5, 4
+SIZE, BATCH, INSTANCES, CLASSES = 512, 2, 5, ("ball", "box", "star", "ring")
 # As the paper's authors train each: the label embedding of the denoising queries is trained with the full head alone.
 _EMBEDDINGS = ["MODEL.PEFT.TRAIN", "embeddings", "MODEL.PEFT.TRAIN_LABEL_EMBEDDING", "False"]
 TRAINING = {
@@ -23,18 +24,20 @@ TRAINING = {
 STAGES = ("backbone", "pixel_decoder", "decoder")
 
 
-def run(config_files: Sequence[str], rounds: int = 3) -> dict:
+def run(config_files: Sequence[str], rounds: int = 3, training: Mapping[str, Sequence[str]] = TRAINING) -> dict:
     """Measures on the CPU with 2 threads, every kind in a process of its own.
 
     Args:
-        config_files: of the model; its weights are not needed.
+        config_files: of a model of these three stages; its weights are not needed.
         rounds: the best of so many counts.
+        training: by kind, its KEY VALUE words.
 
     Returns:
         inference_backbones, inference_peak_mb; inference_seconds by stage; training: by kind, backbones and peak_mb.
     """
-    training = {kind: in_fresh_process(_training, list(config_files), kind, rounds) for kind in TRAINING}
-    return in_fresh_process(_inference, list(config_files), rounds) | {"training": training}
+    files = list(config_files)
+    steps = {kind: in_fresh_process(_training, files, list(opts), rounds) for kind, opts in training.items()}
+    return in_fresh_process(_inference, files, rounds) | {"training": steps}
 
 
 def _inference(config_files: list[str], rounds: int) -> dict:
@@ -56,9 +59,9 @@ def _inference(config_files: list[str], rounds: int) -> dict:
     }
 
 
-def _training(config_files: list[str], kind: str, rounds: int) -> dict:
+def _training(config_files: list[str], opts: list[str], rounds: int) -> dict:
     keep_freed_memory()  # as the trainer does
-    model = _model(config_files, TRAINING[kind]).train()
+    model = _model(config_files, opts).train()
     inputs = [{"image": _image(), "instances": _instances()} for _ in range(BATCH)]
     images = torch.stack([x["image"].float() for x in inputs])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
@@ -83,7 +86,7 @@ def _training(config_files: list[str], kind: str, rounds: int) -> dict:
 def _model(config_files: list[str], opts: list[str]) -> nn.Module:
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    classes = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(CLASSES)]
+    classes = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(len(CLASSES)), "MODEL.CLASS_NAMES", str(list(CLASSES))]
     return build_model(load_config(config_files, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *classes, *opts]))
 
 
@@ -98,7 +101,7 @@ def _instances() -> Instances:
     center = radius + (SIZE - 2 * radius) * torch.rand(INSTANCES, 2, 1, 1)
     inside = ((x - center[:, 0]) / radius[:, 0]) ** 2 + ((y - center[:, 1]) / radius[:, 1]) ** 2 <= 1
     masks = BitMasks(inside)
-    classes = torch.randint(CLASSES, (INSTANCES,))
+    classes = torch.randint(len(CLASSES), (INSTANCES,))
     return Instances((SIZE, SIZE), gt_classes=classes, gt_boxes=masks.get_bounding_boxes(), gt_masks=masks)
 
 
