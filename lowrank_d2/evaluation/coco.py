@@ -132,8 +132,9 @@ class StreamedCOCOEvaluator(COCOEvaluator):
             for start in range(0, len(chosen), _BLOCK):
                 block = chosen[start : start + _BLOCK]
                 found = [self._spool.results_at(place) for key in block for place in places.get(key, ())]
+                images, annotations = self._truth.of(block)
                 for task, judge in judges.items():
-                    judge.add(*self._truth.of(block), _for_task(task, found))
+                    judge.add(images, [dict(each) for each in annotations], _for_task(task, found))
             for judge in judges.values():
                 judge.accumulate()
         for task, judge in judges.items():

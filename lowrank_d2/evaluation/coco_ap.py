@@ -5,6 +5,8 @@ Here images come in blocks; of a detection remain its score and whether it is ri
 threshold and in each range of areas. Areas and IoUs are pycocotools' own; all numbers equal its own to the last bit.
 """
 
+import itertools
+
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -28,7 +30,7 @@ class BlockwiseCOCOeval(COCOeval):
         self._categories = categories
         self.params.catIds = sorted(category["id"] for category in categories)
         self._kept = {category: bytearray() for category in self.params.catIds}  # a _row a detection, image after image
-        self._positives = {category: 0 for category in self.params.catIds}  # (A,) objects to be found, once images came
+        self._positives = dict.fromkeys(self.params.catIds, 0)  # (A,) objects to be found, once there are any
 
     def add(self, images: list[dict], annotations: list[dict], results: list[dict]) -> None:
         """Judges the detections of a block of whole images. Blocks come by ascending image id.
@@ -42,9 +44,11 @@ class BlockwiseCOCOeval(COCOeval):
         self.cocoGt = _coco(images, annotations, self._categories)
         self.cocoDt = self.cocoGt.loadRes(results) if results else _coco(images, [], self._categories)
         self._prepare()
-        compare = self.computeOks if self.params.iouType == "keypoints" else self.computeIoU
-        for image, category in sorted({*self._gts, *self._dts}):
-            self._judge(category, self._gts[image, category], self._dts[image, category], compare(image, category))
+        ignored = {pair: self._ignored(truth) for pair, truth in self._gts.items()}
+        for (_, category), flags in ignored.items():
+            self._positives[category] = self._positives[category] + (~flags).sum(axis=1)
+        if self._dts:
+            self._judge(sorted(self._dts), ignored)
         self.cocoGt = self.cocoDt = None
         self._gts.clear()
         self._dts.clear()
@@ -58,17 +62,15 @@ class BlockwiseCOCOeval(COCOeval):
         for k, category in enumerate(params.catIds):
             rows = np.frombuffer(self._kept[category], self._row)
             rows = rows[np.argsort(-rows["score"], kind="mergesort")]
-            for a, positives in enumerate(np.broadcast_to(self._positives[category], counts[3])):
-                if positives == 0:
-                    continue
-                for m, limit in enumerate(params.maxDets):
-                    counted = rows[rows["place"] < limit]
-                    for t in range(counts[0]):
-                        right, wrong = (_bit(counted[name], a * counts[0] + t) for name in ("right", "wrong"))
-                        where = t, slice(None), k, a, m
-                        precision[where], scores[where], recall[t, k, a, m] = _curve(
-                            right, wrong, counted["score"], positives, params.recThrs
-                        )
+            positives = np.broadcast_to(self._positives[category], counts[3])
+            for m, limit in enumerate(params.maxDets):
+                counted = rows[rows["place"] < limit]
+                for a, t in itertools.product(np.flatnonzero(positives), range(counts[0])):
+                    right, wrong = (_bit(counted[name], a * counts[0] + t) for name in ("right", "wrong"))
+                    at = t, slice(None), k, a, m
+                    precision[at], scores[at], recall[t, k, a, m] = _curve(
+                        right, wrong, counted["score"], positives[a], params.recThrs
+                    )
         self.eval = {"params": params, "counts": counts, "precision": precision, "recall": recall, "scores": scores}
 
     @property
@@ -77,30 +79,44 @@ class BlockwiseCOCOeval(COCOeval):
         size = (len(self.params.areaRng) * len(self.params.iouThrs) + 7) // 8
         return np.dtype([("score", "f8"), ("place", "u4"), ("right", "u1", size), ("wrong", "u1", size)])
 
-    def _judge(self, category: int, truth: list[dict], found: list[dict], ious: np.ndarray | list) -> None:
-        """Notes what becomes of one image's detections of one category; `ious` (D, G) are ordered by score, or []."""
-        params = self.params
-        ignored = _outside(truth, params.areaRng) | np.array([bool(each["ignore"]) for each in truth], bool)
-        self._positives[category] = self._positives[category] + (~ignored).sum(axis=1)
-        if not found:
-            return
+    def _judge(self, pairs: list[tuple], ignored: dict[tuple, np.ndarray]) -> None:
+        """Notes what becomes of the detections of all `pairs` (image, category); `ignored` has the pairs with objects."""
+        found = [each for pair in pairs for each in self._dts[pair]]
+        sizes = [len(self._dts[pair]) for pair in pairs]
+        starts, pair_of = np.cumsum([0, *sizes]), np.repeat(np.arange(len(pairs)), sizes)
         scores = np.array([each["score"] for each in found])
-        order = np.argsort(-scores, kind="mergesort")[: params.maxDets[-1]]
-        matched = np.zeros((len(params.areaRng), len(params.iouThrs), len(order)), bool)
-        skipped = np.zeros_like(matched)
-        if len(ious):
-            crowd = np.array([bool(each["iscrowd"]) for each in truth])
-            partner = match(np.asarray(ious), ignored, crowd, np.minimum(params.iouThrs, _BELOW_ONE))
-            counts = np.array([each["id"] != 0 for each in truth])  # pycocotools notes the id, and takes 0 for no match
-            matched = (partner >= 0) & counts[partner]
-            skipped = (partner >= 0) & np.take_along_axis(ignored[:, None], partner, axis=2)
-        skipped |= ~matched & _outside([found[index] for index in order], params.areaRng)[:, None]
+        order = np.lexsort((-scores, pair_of))  # equal scores stay in order; so pair_of is that of the sorted ones, too
 
-        rows = np.zeros(len(order), self._row)
-        rows["score"], rows["place"] = scores[order], np.arange(len(order))
+        shape = (len(self.params.areaRng), len(self.params.iouThrs), len(found))
+        matched, skipped = np.zeros(shape, bool), np.zeros(shape, bool)
+        compare = self.computeOks if self.params.iouType == "keypoints" else self.computeIoU
+        for pair, start in zip(pairs, starts):
+            if pair in ignored:
+                ious = np.asarray(compare(*pair))
+                part = np.s_[:, :, start : start + len(ious)]
+                matched[part], skipped[part] = self._match(ious, self._gts[pair], ignored[pair])
+        skipped |= ~matched & _outside(np.array([each["area"] for each in found])[order], self.params.areaRng)[:, None]
+
+        rows = np.zeros(len(found), self._row)
+        rows["score"], rows["place"] = scores[order], np.arange(len(found)) - starts[pair_of]
         for name, flags in {"right": matched & ~skipped, "wrong": ~matched & ~skipped}.items():
-            rows[name] = np.packbits(flags.reshape(-1, len(order)), axis=0).T
-        self._kept[category] += rows.tobytes()
+            rows[name] = np.packbits(flags.reshape(-1, len(found)), axis=0).T
+        counts = rows["place"] < self.params.maxDets[-1]
+        category_of = np.array([category for _, category in pairs])[pair_of]
+        for category in {category for _, category in pairs}:
+            self._kept[category] += rows[counts & (category_of == category)].tobytes()
+
+    def _match(self, ious: np.ndarray, truth: list[dict], ignored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(A, T, D) bool each: which detections match an object, and which an ignored one."""
+        crowd = np.array([bool(each["iscrowd"]) for each in truth])
+        partner = match(ious, ignored, crowd, np.minimum(self.params.iouThrs, _BELOW_ONE))
+        counts = np.array([each["id"] != 0 for each in truth])  # pycocotools notes the id, and takes 0 for no match
+        return (partner >= 0) & counts[partner], (partner >= 0) & np.take_along_axis(ignored[:, None], partner, axis=2)
+
+    def _ignored(self, truth: list[dict]) -> np.ndarray:
+        """(A, G) bool: the objects that are not to be found."""
+        outside = _outside(np.array([each["area"] for each in truth]), self.params.areaRng)
+        return outside | np.array([bool(each["ignore"]) for each in truth])
 
 
 def match(ious: np.ndarray, ignored: np.ndarray, crowd: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
@@ -147,7 +163,7 @@ def _curve(
     precision, score = np.zeros(len(at)), np.zeros(len(at))
     if not len(right):
         return precision, score, 0.0
-    hits, misses = np.cumsum(right).astype(float), np.cumsum(wrong).astype(float)
+    hits, misses = np.cumsum(right, dtype=float), np.cumsum(wrong, dtype=float)
     recall = hits / positives
     best = np.maximum.accumulate((hits / (misses + hits + np.spacing(1)))[::-1])[::-1]  # at this recall or above
     place = np.searchsorted(recall, at, side="left")
@@ -156,9 +172,9 @@ def _curve(
     return precision, score, recall[-1]
 
 
-def _outside(objects: list[dict], ranges: list[list[float]]) -> np.ndarray:
-    """(A, N) bool: whose area lies outside each of the ranges (least, greatest)."""
-    areas, limits = np.array([each["area"] for each in objects], float), np.array(ranges)
+def _outside(areas: np.ndarray, ranges: list[list[float]]) -> np.ndarray:
+    """(A, N) bool: which of the `areas` (N,) lie outside each of the ranges (least, greatest)."""
+    limits = np.array(ranges)
     return (areas < limits[:, :1]) | (areas > limits[:, 1:])
 
 
