@@ -16,7 +16,7 @@ from lowrank_d2.layers.branches import training_only_names
 CLASS_DEPENDENT = re.compile(r"\.(class_embed|class_head)\.(\d+\.)?(weight|bias)$|\.label_embedding\.weight$")
 OPTIONAL_PARTS = ("backbone", "hybrid", "denoising")  # may be absent as a whole
 # Not in the checkpoints of classifiers that a backbone may start from, or computed anyway.
-_OPTIONAL = re.compile(r"backbone\.(norm\d\.(weight|bias)|.*\.relative_position_index)")
+_OPTIONAL = re.compile(r"backbone\.(norm\d\.(weight|bias)|.*\.relative_position_index|.*\.num_batches_tracked)")
 
 # (the originals', ours), tried in order; regular expressions for whole names.
 _LAYER = r"transformer\.(encoder|decoder)\.layers\.(\d+)\."
@@ -63,7 +63,7 @@ _RESNET_PARTS = (
     (r"layer([1-4])\.(\d+)\.downsample\.1\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.shortcut.norm."),
 )
 _SWIN = re.compile(r"(?:patch_embed|layers\.\d+|norm[0-3])\..+")  # a classifier's file
-_DROPPED = re.compile(r".*\.num_batches_tracked|(?:fc|head|norm)\.(?:weight|bias)|.*\.attn_mask")
+_DROPPED = re.compile(r"(?:fc|head|norm)\.(?:weight|bias)|.*\.attn_mask")
 
 
 def from_upstream(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -113,14 +113,15 @@ def our_name(name: str) -> str:
 def check_loaded(tensors: dict[str, Tensor], model: nn.Module, logger: logging.Logger) -> list[str]:
     """Judges a state dict under our names before it is loaded; takes out what the model has no use for.
 
-    Branches may be absent from the file or from the model; class-dependent tensors may have other sizes.
+    Branches may be absent from the file, and then keep their values, or from the model; class-dependent tensors may have
+    other sizes.
 
     Args:
         tensors: changed in place.
         model: knows the shapes of its base tensors as `_base_shapes`.
 
     Returns:
-        what keeps its initialisation, already told to the logger.
+        what else keeps its initialisation, already told to the logger.
 
     Raises:
         CheckpointError: nothing matches, a shape differs, or a part of the model would be loaded incompletely.
@@ -131,8 +132,11 @@ def check_loaded(tensors: dict[str, Tensor], model: nn.Module, logger: logging.L
             f"None of the {len(tensors)} tensors of the checkpoint belongs to {type(model).__name__} (the first is "
             f"{next(iter(tensors), 'missing')}). Name a checkpoint of this model, or of its backbone, in MODEL.WEIGHTS."
         )
+    for name in [name for name in tensors if name.endswith(".num_batches_tracked") and name not in expected]:
+        del tensors[name]  # frozen norms do not count
     branches = training_only_names(model)
-    kept = _settle_branches(tensors, expected, branches, logger)
+    if not _has_branches(tensors, expected, branches, logger):
+        tensors |= {name: tensor for name, tensor in model.state_dict().items() if name in branches}
     base = {name: shape for name, shape in expected.items() if name not in branches}
     wrong = [name for name in base if name in tensors and tuple(tensors[name].shape) != tuple(base[name])]
     fatal = [name for name in wrong if not CLASS_DEPENDENT.search(name)]
@@ -144,16 +148,16 @@ def check_loaded(tensors: dict[str, Tensor], model: nn.Module, logger: logging.L
         )
     for name in wrong:
         del tensors[name]
-    return kept + _missing(tensors, base, logger)
+    return _missing(tensors, base, logger)
 
 
-def _settle_branches(
+def _has_branches(
     tensors: dict[str, Tensor], expected: Mapping[str, Sequence[int]], branches: set[str], logger: logging.Logger
-) -> list[str]:
-    """Leaves the branches in `tensors` if all of them fit. Returns those of the model that keep their initialisation."""
+) -> bool:
+    """Whether `tensors` bring all branches of the model, and no others; else those that they bring are taken out."""
     given = {name for name in tensors if ".branches." in name}
     if given == branches and all(tuple(tensors[name].shape) == tuple(expected[name]) for name in given):
-        return []
+        return True
     for name in given:
         del tensors[name]
     if given and branches:
@@ -162,7 +166,7 @@ def _settle_branches(
         logger.info("The checkpoint's branches are left out: they serve training, and the model has none.")
     else:
         logger.warning("The checkpoint has no branches: they start anew.")
-    return sorted(branches)
+    return False
 
 
 def _missing(tensors: Mapping[str, Tensor], base: Mapping[str, Sequence[int]], logger: logging.Logger) -> list[str]:
@@ -178,10 +182,11 @@ def _missing(tensors: Mapping[str, Tensor], base: Mapping[str, Sequence[int]], l
     # A classifier brings a backbone alone.
     allowed = sizes.keys() - {"backbone"} if missing.keys() >= sizes.keys() - {"backbone"} else set(OPTIONAL_PARTS)
     absent = [part for part, names in missing.items() if len(names) == sizes[part] and part in allowed]
-    anew, broken = [], []
+    anew, broken, optional = [], [], []
     for part, names in missing.items():
         if part not in absent:
             anew += [name for name in names if CLASS_DEPENDENT.search(name)]
+            optional += [name for name in names if _OPTIONAL.fullmatch(name)]
             broken += [name for name in names if not CLASS_DEPENDENT.search(name) and not _OPTIONAL.fullmatch(name)]
     if broken:
         raise CheckpointError(
@@ -192,7 +197,7 @@ def _missing(tensors: Mapping[str, Tensor], base: Mapping[str, Sequence[int]], l
         logger.warning("The checkpoint has no %s: it keeps its initialisation.", ", ".join(absent))
     if anew:
         logger.warning("Initialised anew, because the checkpoint has other classes: %s", ", ".join(anew))
-    return [name for part in absent for name in missing[part]] + anew
+    return [name for part in absent for name in missing[part]] + anew + optional
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
