@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lowrank_d2.layers.parallel import in_parallel
 
@@ -25,6 +26,58 @@ def sample_at(maps: Tensor, points: Tensor) -> Tensor:
     # grid_sample is three times slower on a transposed grid, and arithmetic keeps the transposition.
     grid = points.contiguous().mul(2).sub_(1)
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def mask_losses_at(masks: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`point_bce` and `point_dice` of each mask at its own points; only `masks` has a gradient, and only a first one.
+
+    Between the passes this keeps points, logits and labels, half of what the operators of the plain form keep.
+
+    Args:
+        masks: (R, H, W) logits.
+        points: (R, P, 2).
+        labels: (R, P) in [0, 1].
+
+    Returns:
+        two tensors (R,).
+    """
+    return _MaskLosses.apply(masks, points, labels)[:2]
+
+
+class _MaskLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(masks, points, labels):
+        logits = sample_at(masks[:, None], points[:, None])[:, 0, 0]
+        return point_bce(logits, labels), point_dice(logits, labels), logits
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        masks, points, labels = inputs
+        ctx.size, logits = masks.shape[1:], output[2]
+        ctx.mark_non_differentiable(logits)
+        ctx.save_for_backward(points, labels, logits)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_bce, grad_dice, _):
+        points, labels, logits = ctx.saved_tensors
+        probability = logits.sigmoid()
+        overlap, below = (probability * labels).sum(1), probability.sum(1) + labels.sum(1) + 1
+        # Of dice = 1 - (2 overlap + 1) / below by the probabilities: (2 overlap + 1) / below^2 - 2 labels / below.
+        constant, slope = grad_dice * (2 * overlap + 1) / below**2, grad_dice * -2 / below
+        through = torch.addcmul(constant[:, None], slope[:, None], labels)
+        grad = torch.ops.aten.sigmoid_backward(through, probability)
+        grad.addcmul_(probability.sub_(labels), (grad_bce / labels.shape[1])[:, None])
+        return _spread(grad, points, ctx.size), None, None
+
+
+def _spread(grad: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
+    """The gradient of maps (R, H, W), from that of their values at points (R, P, 2): (R, P) -> (R, H, W)."""
+    # The maps would only matter for the gradient of the points.
+    maps = grad.new_zeros(()).expand(len(grad), 1, *size)
+    grid, bilinear, zeros = points[:, None].mul(2).sub_(1), 0, 0
+    mask = [True, False]
+    return torch.ops.aten.grid_sampler_2d_backward(grad[:, None, None], maps, grid, bilinear, zeros, False, mask)[0][:, 0]
 
 
 def sample_rows(table: Tensor, size: tuple[int, int], points: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 """The losses of Mask DINO (arXiv:2206.02777): class, box and point-sampled mask losses, matched and denoising."""
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from lowrank_d2.layers.boxes import cxcywh_to_xyxy, giou
 from lowrank_d2.layers.draws import Draws
 from lowrank_d2.layers.linear import linear
-from lowrank_d2.layers.points import least_certain, point_bce, point_dice, sample_at
+from lowrank_d2.layers.points import least_certain, mask_losses_at, sample_at
 from lowrank_d2.modeling.denoising import DenoisingLayout
 from lowrank_d2.modeling.matcher import HungarianMatcher, Pairs
 from lowrank_d2.modeling.predictions import Prediction, Predictions, Target
@@ -33,6 +33,17 @@ class _Step:
     def masks(self, image: int, embed: Tensor) -> Tensor:
         """The masks (R, h, w) of embeddings (R, M)."""
         return linear(embed, self.features[image]).unflatten(1, self.size)
+
+
+@dataclass(frozen=True)
+class _Assigned:
+    """A prediction set, its pairs in every image, what its sums are divided by, and the losses that it has."""
+
+    prediction: Prediction
+    pairs: Sequence[Pairs]
+    num: Tensor
+    boxes: bool
+    masks: bool
 
 
 class SetCriterion:
@@ -141,13 +152,18 @@ class SetCriterion:
             sets = dict(self._matched_sets(predictions))
             named = {_purpose(suffix): prediction for suffix, prediction in sets.items()}
             pairs = self.matcher(named, targets, predictions.mask_features, draws)
-            losses = {}
-            for suffix, prediction in sets.items():
-                own = pairs[_purpose(suffix)]
-                losses |= self._losses(step, suffix, prediction, own, num, boxes=self.box_loss, masks=True)
-            if self.denoising != "no":
-                losses |= self._denoising_losses(step, predictions, layout, num)
-            return losses
+            assigned = {
+                suffix: _Assigned(prediction, pairs[_purpose(suffix)], num, boxes=self.box_loss, masks=True)
+                for suffix, prediction in sets.items()
+            }
+            if self.denoising == "no":
+                return self._losses(step, assigned)
+            suffixes = self._denoising_suffixes(predictions)
+            if layout is None:
+                names = CLASS_LOSSES + BOX_LOSSES + (MASK_LOSSES if self.denoising == "seg" else ())
+                zeros = {name + suffix: num.new_zeros(()) for suffix in suffixes for name in names}
+                return self._losses(step, assigned) | zeros
+            return self._losses(step, assigned | self._denoising_sets(predictions, suffixes, layout, num))
 
     def _matched_sets(self, predictions: Predictions) -> Iterator[tuple[str, Prediction]]:
         """Suffix and prediction of everything that is matched."""
@@ -158,48 +174,44 @@ class SetCriterion:
         if predictions.interm is not None:
             yield "_interm", predictions.interm
 
-    def _denoising_losses(
-        self, step: _Step, predictions: Predictions, layout: Optional[DenoisingLayout], num: Tensor
-    ) -> dict[str, Tensor]:
+    def _denoising_suffixes(self, predictions: Predictions) -> dict[str, int]:
+        """Suffix of every prediction set with denoising losses -> its layer, -1 for the last."""
         # Without two stages the first prediction has no denoising losses, as upstream.
         first = 0 if predictions.interm is not None else 1
         layers = range(first, len(predictions.aux)) if self.deep_supervision else ()
-        suffixes = ["_dn", *(f"_dn_{i}" for i in layers)]
-        masks = self.denoising == "seg"
-        if layout is None:
-            names = CLASS_LOSSES + BOX_LOSSES + (MASK_LOSSES if masks else ())
-            return {name + suffix: num.new_zeros(()) for suffix in suffixes for name in names}
-        pairs = [layout.pairs(image, num.device) for image in range(len(step.targets))]
+        return {"_dn": -1} | {f"_dn_{i}": i for i in layers}
+
+    def _denoising_sets(
+        self, predictions: Predictions, suffixes: Mapping[str, int], layout: DenoisingLayout, num: Tensor
+    ) -> dict[str, _Assigned]:
+        pairs = [layout.pairs(image, num.device) for image in range(len(layout.counts))]
+        num, masks = num * layout.groups, self.denoising == "seg"
+        return {
+            suffix: _Assigned(
+                predictions.dn_last if i < 0 else predictions.dn_aux[i], pairs, num, boxes=True, masks=masks
+            )
+            for suffix, i in suffixes.items()
+        }
+
+    def _losses(self, step: _Step, assigned: Mapping[str, _Assigned]) -> dict[str, Tensor]:
+        """The weighted losses of all prediction sets, by suffix."""
+        masks = _assigned_masks(step, {suffix: own for suffix, own in assigned.items() if own.masks})
         losses = {}
-        for suffix, prediction in zip(suffixes, (predictions.dn_last, *(predictions.dn_aux[i] for i in layers))):
-            losses |= self._losses(step, suffix, prediction, pairs, num * layout.groups, boxes=True, masks=masks)
+        for suffix, own in assigned.items():
+            values = {"loss_ce": self._class_loss(step, own)}
+            if own.boxes:
+                values["loss_bbox"], values["loss_giou"] = self._box_losses(step, own)
+            if own.masks:
+                values["loss_mask"], values["loss_dice"] = self._mask_losses(step, _purpose(suffix), own, masks[suffix])
+            losses |= {name + suffix: self.weights[name] * value for name, value in values.items()}
         return losses
 
-    def _losses(
-        self,
-        step: _Step,
-        suffix: str,
-        prediction: Prediction,
-        pairs: Sequence[Pairs],
-        num: Tensor,
-        *,
-        boxes: bool,
-        masks: bool,
-    ) -> dict[str, Tensor]:
-        """The weighted losses of one prediction set whose assignment is known."""
-        values = {"loss_ce": self._class_loss(step, prediction, pairs, num)}
-        if boxes:
-            values["loss_bbox"], values["loss_giou"] = self._box_losses(step, prediction, pairs, num)
-        if masks:
-            values["loss_mask"], values["loss_dice"] = self._mask_losses(step, _purpose(suffix), prediction, pairs, num)
-        return {name + suffix: self.weights[name] * value for name, value in values.items()}
-
-    def _class_loss(self, step: _Step, prediction: Prediction, pairs: Sequence[Pairs], num: Tensor) -> Tensor:
-        logits = prediction.logits.float()
+    def _class_loss(self, step: _Step, assigned: _Assigned) -> Tensor:
+        logits = assigned.prediction.logits.float()
         labels = torch.full(logits.shape[:2], self.num_classes, device=logits.device)
-        for row, pair, target in zip(labels, pairs, step.targets):
+        for row, pair, target in zip(labels, assigned.pairs, step.targets):
             row[pair.queries] = target.labels[pair.targets]
-        return self.class_loss(logits, labels, num)
+        return self.class_loss(logits, labels, assigned.num)
 
     def _focal(self, logits: Tensor, labels: Tensor, num: Tensor) -> Tensor:
         # "No object" is a row of zeros, unless there is a logit for it, which is then trained as a class (quirk Q11).
@@ -212,11 +224,10 @@ class SetCriterion:
         weight[-1] = self.no_object_weight
         return F.cross_entropy(logits.transpose(1, 2), labels, weight)
 
-    def _box_losses(
-        self, step: _Step, prediction: Prediction, pairs: Sequence[Pairs], num: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _box_losses(self, step: _Step, assigned: _Assigned) -> tuple[Tensor, Tensor]:
         """L1 distance of cxcywh, and one minus GIoU; summed over the pairs, divided by `num`."""
-        predicted = torch.cat([boxes[pair.queries] for boxes, pair in zip(prediction.boxes.float(), pairs)])
+        pairs, num = assigned.pairs, assigned.num
+        predicted = torch.cat([boxes[pair.queries] for boxes, pair in zip(assigned.prediction.boxes.float(), pairs)])
         true = torch.cat([target.boxes[pair.targets] for target, pair in zip(step.targets, pairs)])
         if self.box_labels is not None:
             labels = torch.cat([target.labels[pair.targets] for target, pair in zip(step.targets, pairs)])
@@ -226,27 +237,28 @@ class SetCriterion:
         return F.l1_loss(predicted, true, reduction="sum") / num, (1 - overlap).sum() / num
 
     def _mask_losses(
-        self, step: _Step, name: str, prediction: Prediction, pairs: Sequence[Pairs], num: Tensor
+        self, step: _Step, name: str, assigned: _Assigned, masks: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Cross entropy and dice at the least certain and some random points; summed over the pairs, over `num`."""
-        counts = [len(pair.queries) for pair in pairs]
+        """Cross entropy and dice at the least certain and some random points; summed over the pairs, over `num`.
+
+        Args:
+            masks: of every image (R, h, w).
+        """
+        counts, device = [len(own) for own in masks], assigned.num.device
         shape = (sum(counts), self.num_candidates, 2)
-        candidates = step.draws.uniform(f"loss/{name}/oversampled_coords", shape, num.device)
+        candidates = step.draws.uniform(f"loss/{name}/oversampled_coords", shape, device)
         random = candidates[:, :0]
         if self.num_points > self.num_least_certain:  # an IMPORTANCE_SAMPLE_RATIO of 1 draws none, as upstream
             shape = (sum(counts), self.num_points - self.num_least_certain, 2)
-            random = step.draws.uniform(f"loss/{name}/random_coords", shape, num.device)
+            random = step.draws.uniform(f"loss/{name}/random_coords", shape, device)
         bce, dice = [], []
-        images = zip(prediction.mask_embed.float(), pairs, step.targets)
         drawn = zip(candidates.split(counts), random.split(counts))
-        for image, ((embed, pair, target), (own_candidates, own_random)) in enumerate(zip(images, drawn)):
-            masks = step.masks(image, embed[pair.queries])
-            points = torch.cat((least_certain(masks, own_candidates, self.num_least_certain), own_random), dim=1)
-            logits = sample_at(masks[:, None], points[:, None])[:, 0, 0]
-            labels = _true_labels(target.masks, pair, points)
-            bce.append(point_bce(logits, labels))
-            dice.append(point_dice(logits, labels))
-        return torch.cat(bce).sum() / num, torch.cat(dice).sum() / num
+        for own, (own_candidates, own_random), pair, target in zip(masks, drawn, assigned.pairs, step.targets):
+            points = torch.cat((least_certain(own, own_candidates, self.num_least_certain), own_random), dim=1)
+            losses = mask_losses_at(own, points, _true_labels(target.masks, pair, points))
+            bce.append(losses[0])
+            dice.append(losses[1])
+        return torch.cat(bce).sum() / assigned.num, torch.cat(dice).sum() / assigned.num
 
     @staticmethod
     def _num_targets(targets: Sequence[Target], device: torch.device) -> Tensor:
@@ -264,6 +276,22 @@ def _purpose(suffix: str) -> str:
         return "interm"
     prefix, layer = ("dn_", suffix[4:]) if suffix.startswith("_dn") else ("", suffix[1:])
     return f"{prefix}layer_{layer or 'last'}"
+
+
+def _assigned_masks(step: _Step, assigned: Mapping[str, _Assigned]) -> dict[str, list[Tensor]]:
+    """The masks of the paired queries, for every prediction set those of each image.
+
+    All of an image come from one product: a product for each set would make and add up as many gradients of the
+    image's features.
+    """
+    embeds = {
+        suffix: [embed[pair.queries] for embed, pair in zip(own.prediction.mask_embed.float(), own.pairs)]
+        for suffix, own in assigned.items()
+    }
+    images = []
+    for image, own in enumerate(zip(*embeds.values())):
+        images.append(step.masks(image, torch.cat(own)).split([len(embed) for embed in own]))
+    return dict(zip(embeds, map(list, zip(*images))))
 
 
 def _true_labels(masks: Tensor, pair: Pairs, points: Tensor) -> Tensor:

@@ -1,7 +1,15 @@
 import torch
 import torch.nn.functional as F
 
-from lowrank_d2.layers.points import least_certain, pairwise_bce_and_dice, point_bce, point_dice, sample_at, sample_rows
+from lowrank_d2.layers.points import (
+    least_certain,
+    mask_losses_at,
+    pairwise_bce_and_dice,
+    point_bce,
+    point_dice,
+    sample_at,
+    sample_rows,
+)
 
 
 def test_samples_are_bilinear_between_pixel_centers_and_zero_outside():
@@ -52,3 +60,27 @@ def test_pairwise_losses_equal_those_of_the_formed_pairs():
 def test_dice_of_known_masks():
     logits, labels = torch.tensor([[50.0, 50.0, -50.0, -50.0]]), torch.tensor([[1.0, 0.0, 1.0, 0.0]])
     torch.testing.assert_close(point_dice(logits, labels), torch.tensor([1 - 3 / 5]))
+
+
+def test_mask_losses_have_the_plain_form_s_values_and_gradients_and_keep_no_map():
+    torch.manual_seed(0)
+    masks = (3 * torch.randn(4, 9, 11, dtype=torch.float64)).requires_grad_()
+    points, labels = torch.rand(4, 50, 2, dtype=torch.float64), torch.rand(4, 50, dtype=torch.float64)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(tuple(x.shape)) or x, lambda x: x):
+        actual = mask_losses_at(masks, points, labels)
+    assert sorted(kept) == [(4, 50), (4, 50), (4, 50, 2)]
+    logits = sample_at(masks[:, None], points[:, None])[:, 0, 0]
+    expected = point_bce(logits, labels), point_dice(logits, labels)
+    seeds = torch.randn(2, 4, dtype=torch.float64)
+    for one, other in zip(actual, expected):
+        torch.testing.assert_close(one, other)
+    for some in (slice(0, 1), slice(1, 2), slice(0, 2)):  # each loss alone, and both
+        gradients = [torch.autograd.grad(of[some], masks, list(seeds[some]), True)[0] for of in (actual, expected)]
+        torch.testing.assert_close(*gradients)
+
+
+def test_mask_losses_of_no_masks_have_a_gradient():
+    masks = torch.randn(0, 9, 11, requires_grad=True)
+    sum(loss.sum() for loss in mask_losses_at(masks, torch.rand(0, 5, 2), torch.rand(0, 5))).backward()
+    assert masks.grad.shape == (0, 9, 11)
