@@ -10,6 +10,8 @@ from torch.overrides import TorchFunctionMode
 
 from lowrank_d2.errors import ConfigError
 
+FEATURES = ("res2", "res3", "res4", "res5")
+
 
 @BACKBONE_REGISTRY.register()
 class D2SwinTransformer(SwinTransformer):
@@ -23,19 +25,20 @@ class D2SwinTransformer(SwinTransformer):
             drop_path_rate: of the last block; it grows from 0 linearly.
             swin: the other arguments of SwinTransformer.
         """
+        unknown = set(out_features) - set(FEATURES)
+        if unknown:
+            raise ConfigError(
+                f"MODEL.SWIN.OUT_FEATURES names {sorted(unknown)}, which Swin does not have. Choose of {list(FEATURES)}."
+            )
+        # Only these outputs have a norm: one that nothing reads would be a parameter without gradient.
+        indices = tuple(i for i, name in enumerate(FEATURES) if name in out_features)
         # Detectron2's class takes DropPath from timm, which it does not install, but only for a rate above 0.
         with _LinspaceOnCpu():
-            super().__init__(drop_path_rate=0.0, **swin)
+            super().__init__(drop_path_rate=0.0, out_indices=indices, **swin)
         blocks = [block for layer in self.layers for block in layer.blocks]
         for i, block in enumerate(blocks):
             block.drop_path = DropPath(drop_path_rate * i / max(len(blocks) - 1, 1))
-        self._names = {f"p{i}": f"res{i + 2}" for i in self.out_indices}
-        unknown = set(out_features) - set(self._names.values())
-        if unknown:
-            raise ConfigError(
-                f"MODEL.SWIN.OUT_FEATURES names {sorted(unknown)}, which Swin does not have. Choose of "
-                f"{list(self._names.values())}."
-            )
+        self._names = {f"p{i}": FEATURES[i] for i in self.out_indices}
         self._out_features = list(out_features)
         self._out_feature_channels = self._renamed(self._out_feature_channels)
         self._out_feature_strides = self._renamed(self._out_feature_strides)

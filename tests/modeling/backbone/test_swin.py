@@ -33,7 +33,10 @@ def test_outputs_have_the_names_widths_and_strides_of_a_resnets():
 
 def test_only_the_features_asked_for_come_out():
     model = build(OUT_FEATURES=["res3", "res5"])
-    assert list(model.output_shape()) == ["res3", "res5"] == list(model(torch.randn(1, 3, 32, 32)))
+    outputs = model(torch.randn(1, 3, 32, 32))
+    assert list(model.output_shape()) == ["res3", "res5"] == list(outputs)
+    sum(x.sum() for x in outputs.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
     with pytest.raises(ConfigError, match=r"\['p2'\]"):
         build(OUT_FEATURES=["p2"])
 
