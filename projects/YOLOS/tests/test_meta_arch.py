@@ -53,6 +53,12 @@ def test_another_size_of_the_middle_positions_has_its_own_grid(small_model):
         assert model.predict(torch.randn(1, 3, 80, 80)).logits.shape == (1, 20, 92)
 
 
+def test_a_single_block_has_no_positions_after_it(small_model):
+    model = small_model({"MODEL.YOLOS.DEPTH": 1})
+    assert model.backbone.mid_pos_embed.shape[0] == 0
+    assert_same(model, peer_of(small_model({"MODEL.YOLOS.DEPTH": 1, "MODEL.YOLOS.MID_POSITION_SIZE": []})), torch.randn(1, 3, 80, 80))
+
+
 def test_padding_is_image(small_model, batch):
     model = small_model(SAME_POSITIONS)
     peer = peer_of(model)

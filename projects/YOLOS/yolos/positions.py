@@ -28,5 +28,5 @@ def resize_positions(positions: Tensor, trained: Grid, wanted: Grid, num_det_tok
     first, patches, det = positions.split([1, trained[0] * trained[1], num_det_tokens], dim=-2)
     maps = patches.transpose(-1, -2).unflatten(-1, trained)
     resized = F.interpolate(maps.flatten(0, -4), size=wanted, mode="bicubic", align_corners=False)
-    resized = resized.view(*maps.shape[:-2], -1).transpose(-1, -2)
+    resized = resized.view(*maps.shape[:-2], wanted[0] * wanted[1]).transpose(-1, -2)
     return cat((first, resized, det), dim=-2)
