@@ -118,7 +118,11 @@ def least_certain(masks: Tensor, candidates: Tensor, keep: int) -> Tensor:
     Returns:
         (R, keep, 2), in no particular order.
     """
-    distance = sample_at(masks[:, None], candidates[:, None])[:, 0, 0].abs_()
+    distance = masks.new_empty(candidates.shape[:2])
+    # On the CPU few masks at a time, of whose points no second copy needs memory that would be new to the process.
+    rows = ROWS_AT_ONCE if masks.device.type == "cpu" else max(1, len(masks))
+    for mask, points, out in zip(masks.split(rows), candidates.split(rows), distance.split(rows)):
+        torch.abs(sample_at(mask[:, None], points[:, None])[:, 0, 0], out=out)
     # As complex numbers the points are gathered whole, five times faster than their coordinates.
     return torch.view_as_real(torch.view_as_complex(candidates).gather(1, _smallest(distance, keep)))
 
