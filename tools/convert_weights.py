@@ -13,7 +13,7 @@ import argparse
 import sys
 
 from lowrank_d2.engine.defaults import load_config, run_tool, tool_parser
-from lowrank_d2.engine.weight_files import FORMATS, convert_tuned, convert_weights
+from lowrank_d2.engine.weight_files import FORMATS, PROJECT_FORMATS, convert_tuned, convert_weights
 from lowrank_d2.errors import ConfigError
 
 DELTA = "delta"
@@ -22,8 +22,8 @@ DELTA = "delta"
 def parser() -> argparse.ArgumentParser:
     options = tool_parser(__doc__)
     options.add_argument(
-        "--to", required=True, choices=[*sorted(FORMATS), DELTA],
-        help="maskdino: the original Mask DINO; lowrank_d2: ours; delta: a delta file of ours",
+        "--to", required=True, choices=[*sorted({*FORMATS, *PROJECT_FORMATS}), DELTA],
+        help="maskdino, seem: the original; lowrank_d2: ours; delta: a delta file of ours",
     )
     options.add_argument("--config-file", action="append", metavar="F", help="with delta: of the run that wrote IN")
     options.add_argument(

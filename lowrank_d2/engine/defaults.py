@@ -9,6 +9,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Callable, List, Mapping, Optional, Sequence, Union
 
 import torch
@@ -211,9 +212,12 @@ def _repeat_config_option(words: List[str]) -> List[str]:
     return spread
 
 
-def _add_project(cfg: CfgNode, architecture: str) -> None:
-    if architecture not in PROJECTS:
-        return
+def project_package(architecture: str) -> ModuleType:
+    """The package of `PROJECTS` that brings a meta-architecture.
+
+    Raises:
+        ConfigError: the projects are not here.
+    """
     folder, package = PROJECTS[architecture].split("/")
     place = Path(__file__).resolve().parents[2] / "projects" / folder
     if place.is_dir() and str(place) not in sys.path:
@@ -223,7 +227,12 @@ def _add_project(cfg: CfgNode, architecture: str) -> None:
             f"MODEL.META_ARCHITECTURE {architecture} is the project {folder}, and {place} is not there: projects are "
             f"not installed with the library. Use a clone of the repository, or put projects/{folder} on PYTHONPATH."
         )
-    importlib.import_module(package).add_config(cfg)
+    return importlib.import_module(package)
+
+
+def _add_project(cfg: CfgNode, architecture: str) -> None:
+    if architecture in PROJECTS:
+        project_package(architecture).add_config(cfg)
 
 
 def _check_registered(key: str, name: str, registry: Registry, where: str) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lowrank_d2.engine.checkpoint import LowRankCheckpointer, read_checkpoint, stored_class_names, verify_weights
+from lowrank_d2.engine.defaults import project_package
 from lowrank_d2.engine.own_data import with_classes
 from lowrank_d2.engine.trainer import LowRankTrainer
 from lowrank_d2.errors import CheckpointError, ConfigError
@@ -33,6 +34,8 @@ FORMATS: Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
     "maskdino": maskdino.to_upstream,
     "lowrank_d2": _to_ours,
 }
+# Further names -> the meta-architecture of the project whose `to_upstream` writes that format.
+PROJECT_FORMATS: Mapping[str, str] = {"seem": "SEEM"}
 
 
 def write_weights(tensors: Mapping[str, Tensor], path: PathLike, metadata: Optional[Mapping[str, str]] = None) -> None:
@@ -105,7 +108,7 @@ def drop_branches(cfg: CfgNode, output: PathLike) -> list[str]:
 
 
 def convert_weights(to: str, source: PathLike, output: PathLike) -> int:
-    """Reads a checkpoint and writes its weights alone under the names of `to`, one of `FORMATS`.
+    """Reads a checkpoint and writes its weights alone under the names of `to`, one of `FORMATS` or `PROJECT_FORMATS`.
 
     Returns:
         The number of tensors written.
@@ -117,9 +120,10 @@ def convert_weights(to: str, source: PathLike, output: PathLike) -> int:
     tensors = _tensors_of(source)
     if MARKER in tensors:
         raise CheckpointError(f"{source} is a delta file. Merge it with its base first (tools/merge.py).")
-    if to == "maskdino" and maskdino.is_upstream(tensors):
+    if to != "lowrank_d2" and maskdino.is_upstream(tensors):
         raise CheckpointError(f"{source} has the original's names already. Use it as it is.")
-    converted = FORMATS[to](tensors)
+    convert = FORMATS.get(to) or project_package(PROJECT_FORMATS[to]).to_upstream
+    converted = convert(tensors)
     write_weights(converted, output)
     return len(converted)
 

@@ -76,13 +76,14 @@ def load_tuned(model: nn.Module, checkpoint: Mapping[str, Tensor]) -> None:
     delta file.
 
     Args:
+        model: a Mask DINO, or another whose class has a `from_upstream` for its original's names.
         checkpoint: what the file has under "model".
 
     Raises:
         CheckpointError: it has other tensors than the config trains, or other shapes, or the fork's LoRA. Nothing is
             copied then.
     """
-    tensors = from_upstream(checkpoint)
+    tensors = getattr(model, "from_upstream", from_upstream)(checkpoint)
     trained = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     differing = sorted(name for name in trained.keys() | given.keys() if trained.get(name) != given.get(name))
