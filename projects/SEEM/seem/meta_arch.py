@@ -36,11 +36,13 @@ class SEEM(nn.Module):
 
     Attributes:
         class_dependent: names of the tensors that depend on the classes: none, so that any words do.
+        from_upstream: published names -> ours, for tuned files of the paper's authors.
         class_names: what the outputs are called, in their order.
         draws: where matching, losses and templates get their random numbers; exchange it to record or replay a step.
     """
 
     class_dependent: frozenset[str] = frozenset()
+    from_upstream = staticmethod(weights.from_upstream)
 
     @configurable
     def __init__(

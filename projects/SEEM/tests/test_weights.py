@@ -3,9 +3,11 @@ import logging
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
+from lowrank_d2.engine.weight_files import convert_tuned, convert_weights
 from lowrank_d2.errors import CheckpointError
-from lowrank_d2.layers.draws import Draws
+from projects.SEEM.tests.models import CONFIGS
 from seem.weights import from_upstream, to_upstream
 
 UNUSED = {
@@ -96,4 +98,41 @@ def test_the_authors_packed_lora_is_lora_on_q_k_and_v(small_model):
     plain.load_state_dict(base)
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(packed.predict(images).last.logits, plain.predict(images).last.logits, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(packed.text(False, Draws()), torch.zeros(()))
+
+
+def test_a_tuned_file_of_the_authors_becomes_a_delta(small_model, small_config, tmp_path):
+    torch.manual_seed(6)
+    base = small_model()
+    torch.save({"model": base.state_dict()}, tmp_path / "base.pth")
+    layers = [f"pixel_decoder.transformer.encoder.layers.{i}.self_attn" for i in range(2)]
+    layers += [f"predictor.transformer_self_attention_layers.{i}.self_attn" for i in range(4)]
+    layers += [f"predictor.transformer_cross_attention_layers.{i}.multihead_attn" for i in range(4)]
+    tuned = {f"sem_seg_head.{layer}.qv_lora_A": torch.randn(8, 32) for layer in layers}
+    tuned |= {f"sem_seg_head.{layer}.qv_lora_B": torch.randn(96, 8) for layer in layers}
+    heads = {name: x for name, x in base.state_dict().items() if name.startswith(("decoder.class_embed", "decoder.mask_embed"))}
+    torch.save({"model": tuned | to_upstream({name: x + 0.1 for name, x in heads.items()})}, tmp_path / "tuned.pth")
+
+    cfg = small_config({"MODEL.WEIGHTS": tmp_path / "base.pth"})
+    cfg.merge_from_file(str(CONFIGS / "lora_packed_r8.yaml"))
+    header = convert_tuned(cfg, tmp_path / "tuned.pth", tmp_path / "delta.safetensors", ["ball", "box", "star"])
+    assert len(header.tensors) == 10 * 6 + len(heads)
+    delta = small_config({"MODEL.WEIGHTS": tmp_path / "base.pth", "MODEL.PEFT.DELTA": tmp_path / "delta.safetensors"})
+    shipped = build_model(delta).eval()
+    shipped.load_state_dict(base.state_dict(), strict=False)
+    whole = to_upstream(base.state_dict()) | to_upstream({name: x + 0.1 for name, x in heads.items()})
+    for layer in layers:
+        update = tuned[f"sem_seg_head.{layer}.qv_lora_B"] @ tuned[f"sem_seg_head.{layer}.qv_lora_A"]
+        whole[f"sem_seg_head.{layer}.in_proj_weight"] = whole[f"sem_seg_head.{layer}.in_proj_weight"] + update
+    plain = small_model()
+    plain.load_state_dict(whole)
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(shipped.predict(images).last.logits, plain.predict(images).last.logits, rtol=1e-3, atol=1e-3)
+
+
+def test_the_tool_writes_the_originals_names(small_model, tmp_path):
+    ours = small_model().state_dict()
+    torch.save({"model": ours}, tmp_path / "ours.pth")
+    assert convert_weights("seem", tmp_path / "ours.pth", tmp_path / "theirs.pth") == len(to_upstream(ours))
+    assert equal(torch.load(tmp_path / "theirs.pth")["model"], to_upstream(ours))
+    with pytest.raises(CheckpointError, match="has the original's names already"):
+        convert_weights("seem", tmp_path / "theirs.pth", tmp_path / "again.pth")
