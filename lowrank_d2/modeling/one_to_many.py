@@ -74,6 +74,18 @@ class Assignment:
         targets = table[sets, images, queries]
         return cls(sets, images, queries, targets, torch.ones_like(queries, dtype=torch.bool))
 
+    def pairs(self, sets: int, images: int) -> list[list[Pairs]]:
+        """The deciding pairs, `pairs[set][image]`, by query."""
+        result = []
+        for s in range(sets):
+            of_set = []
+            for n in range(images):
+                mine = self.decides & (self.sets == s) & (self.images == n)
+                queries, order = self.queries[mine].sort()
+                of_set.append(Pairs(queries, self.targets[mine][order]))
+            result.append(of_set)
+        return result
+
     def table(self, shape: Sequence[int]) -> Tensor:
         """The object that decides over each query, of the given shape (S, N, Q); -1 for none."""
         where = [index[self.decides] for index in (self.sets, self.images, self.queries)]

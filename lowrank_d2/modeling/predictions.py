@@ -39,6 +39,7 @@ class Predictions:
             made from the queries that enter the first layer.
         interm: the two-stage selection's prediction.
         dn_last, dn_aux: the denoising queries' part of `last` and `aux`, (N, pad, .) each.
+        branches: for every branch beside the decoder layers (MODEL.LORA_DETR) the predictions of the layers in order.
     """
 
     mask_features: Tensor
@@ -47,6 +48,7 @@ class Predictions:
     interm: Optional[Prediction] = None
     dn_last: Optional[Prediction] = None
     dn_aux: tuple[Prediction, ...] = ()
+    branches: tuple[tuple[Prediction, ...], ...] = ()
 
 
 @dataclass(frozen=True)

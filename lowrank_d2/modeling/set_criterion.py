@@ -14,8 +14,10 @@ from lowrank_d2.layers.boxes import cxcywh_to_xyxy, giou
 from lowrank_d2.layers.draws import Draws
 from lowrank_d2.layers.linear import linear
 from lowrank_d2.layers.points import least_certain, mask_losses_at, sample_at
+from lowrank_d2.modeling.branch_settings import BranchSettings
 from lowrank_d2.modeling.denoising import DenoisingLayout
 from lowrank_d2.modeling.matcher import HungarianMatcher, Pairs
+from lowrank_d2.modeling.one_to_many import Assignment, OneToManyAssigner, PaddedTargets
 from lowrank_d2.modeling.predictions import Prediction, Predictions, Target
 
 CLASS_LOSSES, BOX_LOSSES, MASK_LOSSES = ("loss_ce",), ("loss_bbox", "loss_giou"), ("loss_mask", "loss_dice")
@@ -37,13 +39,14 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Assigned:
-    """A prediction set, its pairs in every image, what its sums are divided by, and the losses that it has."""
+    """A prediction set, its pairs in every image, what its sums are divided by, the losses that it has, their factor."""
 
     prediction: Prediction
     pairs: Sequence[Pairs]
     num: Tensor
     boxes: bool
     masks: bool
+    weight: float = 1.0
 
 
 class SetCriterion:
@@ -62,6 +65,8 @@ class SetCriterion:
         class_loss: "focal" or "cross_entropy"; the latter expects num_classes + 1 logits, "no object" last.
         no_object_weight: weight of "no object" in the cross entropy.
         box_labels: instances of other labels have no box losses; None: all have.
+        assigner: gives the branches of MODEL.LORA_DETR their pairs; None without branches.
+        branch_weight: factor of the branches' losses.
     """
 
     def __init__(
@@ -79,6 +84,8 @@ class SetCriterion:
         class_loss: str = "focal",
         no_object_weight: float = 0.1,
         box_labels: Optional[Collection[int]] = None,
+        assigner: Optional[OneToManyAssigner] = None,
+        branch_weight: float = 1.0,
     ):
         self.num_classes = num_classes
         self.matcher = matcher
@@ -92,12 +99,14 @@ class SetCriterion:
         self.class_loss = {"focal": self._focal, "cross_entropy": self._cross_entropy}[class_loss]
         self.no_object_weight = no_object_weight
         self.box_labels = box_labels
+        self.assigner, self.branch_weight = assigner, branch_weight
 
     @classmethod
     def from_config(cls, cfg) -> "SetCriterion":
         """The criterion that MODEL.MaskDINO describes."""
         node, tasks = cfg.MODEL.MaskDINO, cfg.MODEL.MaskDINO.TEST
         cross_entropy = tasks.SEMANTIC_ON and node.SEMANTIC_CE_LOSS and not tasks.PANOPTIC_ON
+        branches = BranchSettings.from_node(cfg.MODEL.LORA_DETR, node.NUM_OBJECT_QUERIES)
         return cls(
             num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             matcher=HungarianMatcher(
@@ -124,6 +133,8 @@ class SetCriterion:
             class_loss="cross_entropy" if cross_entropy else "focal",
             no_object_weight=node.NO_OBJECT_WEIGHT,
             box_labels=_box_labels(cfg),
+            assigner=branches.assigner() if branches else None,
+            branch_weight=branches.loss_weight / branches.count if branches else 1.0,
         )
 
     def __call__(
@@ -138,8 +149,8 @@ class SetCriterion:
             draws: source of the points.
 
         Returns:
-            scalars by Mask DINO's names: "loss_ce", "loss_ce_0", "loss_ce_interm", "loss_ce_dn", "loss_ce_dn_0" and so on.
-            Denoising losses are zeros when there is no layout.
+            scalars by Mask DINO's names: "loss_ce", "loss_ce_0", "loss_ce_interm", "loss_ce_dn", "loss_ce_dn_0" and so on;
+            of branch 1 "loss_ce_lora_1", "loss_ce_0_lora_1". Denoising losses are zeros when there is no layout.
 
         Raises:
             ValueError: when a matching cost is not a number.
@@ -156,6 +167,7 @@ class SetCriterion:
                 suffix: _Assigned(prediction, pairs[_purpose(suffix)], num, boxes=self.box_loss, masks=True)
                 for suffix, prediction in sets.items()
             }
+            assigned |= self._branch_sets(predictions, assigned, targets, num, draws)
             if self.denoising == "no":
                 return self._losses(step, assigned)
             suffixes = self._denoising_suffixes(predictions)
@@ -173,6 +185,40 @@ class SetCriterion:
                 yield f"_{i}", prediction
         if predictions.interm is not None:
             yield "_interm", predictions.interm
+
+    def _branch_sets(
+        self,
+        predictions: Predictions,
+        assigned: Mapping[str, _Assigned],
+        targets: Sequence[Target],
+        num: Tensor,
+        draws: Draws,
+    ) -> dict[str, _Assigned]:
+        """The branches of every supervised layer, with the one-to-many pairs that stand beside the layer's own.
+
+        A query that several instances take answers for the one with the highest score.
+        """
+        if self.assigner is None:
+            return {}
+        depth = len(predictions.branches[0])
+        first = len(predictions.aux) + 1 - depth  # with INITIAL_PRED the predictions begin before the first layer
+        suffixes = [f"_{first + i}" for i in range(depth - 1)] if self.deep_supervision else []
+        suffixes.append("")
+        sets = [branch[depth - len(suffixes) :] for branch in predictions.branches]
+        logits, boxes = (
+            torch.stack([torch.stack([getattr(one, name).float() for one in branch]) for branch in sets])
+            for name in ("logits", "boxes")
+        )
+        matched = Assignment.of_pairs([assigned[suffix].pairs for suffix in suffixes], num.device)
+        found, _ = self.assigner(logits, boxes, PaddedTargets.of(targets), matched, draws)
+        pairs = iter(found.pairs(len(sets) * len(suffixes), len(targets)))
+        return {
+            f"{suffix}_lora_{branch}": _Assigned(
+                prediction, next(pairs), num, boxes=self.box_loss, masks=True, weight=self.branch_weight
+            )
+            for branch, layers in enumerate(sets)
+            for suffix, prediction in zip(suffixes, layers)
+        }
 
     def _denoising_suffixes(self, predictions: Predictions) -> dict[str, int]:
         """Suffix of every prediction set with denoising losses -> its layer, -1 for the last."""
@@ -203,7 +249,7 @@ class SetCriterion:
                 values["loss_bbox"], values["loss_giou"] = self._box_losses(step, own)
             if own.masks:
                 values["loss_mask"], values["loss_dice"] = self._mask_losses(step, _purpose(suffix), own, masks[suffix])
-            losses |= {name + suffix: self.weights[name] * value for name, value in values.items()}
+            losses |= {name + suffix: self.weights[name] * own.weight * value for name, value in values.items()}
         return losses
 
     def _class_loss(self, step: _Step, assigned: _Assigned) -> Tensor:
@@ -271,9 +317,15 @@ class SetCriterion:
 
 
 def _purpose(suffix: str) -> str:
-    """How the draws call a prediction set: "" is "layer_last", "_3" "layer_3", "_dn_3" "dn_layer_3"."""
+    """How the draws call a prediction set: "" is "layer_last", "_3" "layer_3", "_dn_3" "dn_layer_3".
+
+    Of branch 1 "_3_lora_1" is "branch_1/layer_3".
+    """
     if suffix == "_interm":
         return "interm"
+    suffix, of_branch, branch = suffix.partition("_lora_")
+    if of_branch:
+        return f"branch_{branch}/{_purpose(suffix)}"
     prefix, layer = ("dn_", suffix[4:]) if suffix.startswith("_dn") else ("", suffix[1:])
     return f"{prefix}layer_{layer or 'last'}"
 

@@ -10,6 +10,7 @@ from lowrank_d2.layers.boxes import inverse_sigmoid
 from lowrank_d2.layers.linear import Linear
 from lowrank_d2.layers.mlp import MLP
 from lowrank_d2.layers.position_encoding import cell_centers, encode_boxes
+from lowrank_d2.modeling.branch_settings import BranchSettings
 from lowrank_d2.modeling.deformable_transformer import DecoderLayer
 from lowrank_d2.modeling.denoising import DenoisingQueries
 from lowrank_d2.modeling.maskdino.heads import PredictionHeads
@@ -96,6 +97,7 @@ class MaskDINODecoder(nn.Module):
         initial_prediction: bool,
         box_type: str,
         enforce_input_proj: bool,
+        branches: Optional[BranchSettings] = None,
     ):
         """
         Args:
@@ -105,6 +107,7 @@ class MaskDINODecoder(nn.Module):
             learn_content: two-stage: the queries' content is learned all the same.
             initial_prediction: predict from the queries that enter the first layer, too.
             box_type: "no" starts from the selected boxes; "mask2box" and "bitmask" from those around the first masks.
+            branches: further predictions of every layer, in training.
         """
         super().__init__()
         self.two_stage, self.box_type, self.initial_prediction = two_stage, box_type, initial_prediction
@@ -131,10 +134,15 @@ class MaskDINODecoder(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
         self.layers = nn.ModuleList(
             DecoderLayer(
-                embed_dim=embed_dim, feedforward_dim=feedforward_dim, num_heads=NUM_HEADS, num_levels=num_levels
+                embed_dim=embed_dim,
+                feedforward_dim=feedforward_dim,
+                num_heads=NUM_HEADS,
+                num_levels=num_levels,
+                branches=branches.build(embed_dim=embed_dim, hidden_dim=feedforward_dim, dropout=0.0) if branches else None,
             )
             for _ in range(num_layers)
         )
+        self.has_branches = branches is not None
 
     def forward(self, features: PixelFeatures, denoising: Optional[DenoisingQueries] = None) -> Predictions:
         """
@@ -153,10 +161,16 @@ class MaskDINODecoder(nn.Module):
         x, boxes = content, references.sigmoid()
         predictions = [self.heads(x, boxes)] if self.initial_prediction else []
         reference = boxes
+        branches: list[list[Prediction]] = []
         for layer in self.layers:
             pos = self.ref_point_head(encode_boxes(reference, self.embed_dim // 2))
             with torch.autocast(x.device.type, enabled=False):
-                x = layer(x.float(), pos.float(), reference, memory, shapes, blocked, padding)
+                inputs = (x.float(), pos.float(), reference, memory, shapes, blocked, padding)
+                if self.training and self.has_branches:
+                    x, outputs = layer.with_branches(*inputs, first=num_denoising)
+                    branches.append(self._branch_predictions(outputs, reference[:, num_denoising:]))
+                else:
+                    x = layer(*inputs)
             # The predicted boxes see the gradient of this and the previous layer, the decoder's own path of none.
             normed = self.heads.norm(x)
             predictions.append(self.heads(normed, self.heads.refine(normed, boxes)))
@@ -164,7 +178,13 @@ class MaskDINODecoder(nn.Module):
             reference = boxes.detach()
         if self.training and denoising is None:
             predictions[-1] = self._with_label_embedding(predictions[-1])
-        return _collect(predictions, interm, features.mask_features, num_denoising)
+        collected = _collect(predictions, interm, features.mask_features, num_denoising)
+        return replace(collected, branches=tuple(zip(*branches)))
+
+    def _branch_predictions(self, outputs: Tensor, reference: Tensor) -> list[Prediction]:
+        """What the heads make of a layer's branches (branches, N, Q, D), whose boxes move from those of the layer."""
+        normed = [self.heads.norm(output) for output in outputs]
+        return [self.heads(x, self.heads.refine(x, reference.detach())) for x in normed]
 
     def _flatten(self, features: PixelFeatures) -> tuple[Tensor, list[tuple[int, int]], Optional[Tensor]]:
         """The memory (N, S, D) with its levels in reversed order, their sizes, and the padding (N, S)."""

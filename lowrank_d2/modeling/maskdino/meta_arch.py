@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from lowrank_d2.errors import ConfigError
 from lowrank_d2.layers.boxes import xyxy_to_cxcywh
+from lowrank_d2.layers.branches import training_only_names
 from lowrank_d2.layers.draws import Draws
+from lowrank_d2.modeling.branch_settings import BranchSettings
+from lowrank_d2.modeling.branch_weights import settle_branches
 from lowrank_d2.modeling.denoising import make_queries
 from lowrank_d2.modeling.maskdino import configure, weights
 from lowrank_d2.modeling.maskdino.decoder import MaskDINODecoder
@@ -74,7 +77,10 @@ class MaskDINO(nn.Module):
         self.draws = Draws()
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        self._base_shapes = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        branches = training_only_names(self)
+        self._base_shapes = {
+            name: tuple(tensor.shape) for name, tensor in self.state_dict().items() if name not in branches
+        }
         apply_peft(self, peft)
         self.register_load_state_dict_pre_hook(_adopt_state_dict)
 
@@ -116,6 +122,7 @@ class MaskDINO(nn.Module):
                 initial_prediction=node.INITIAL_PRED,
                 box_type=node.INITIALIZE_BOX_TYPE,
                 enforce_input_proj=node.ENFORCE_INPUT_PROJ,
+                branches=BranchSettings.from_node(cfg.MODEL.LORA_DETR, node.NUM_OBJECT_QUERIES),
             ),
             "criterion": SetCriterion.from_config(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -251,5 +258,6 @@ def _adopt_state_dict(model: MaskDINO, state_dict: dict[str, Tensor], prefix: st
     tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
     if weights.is_upstream(tensors):
         tensors = weights.from_upstream(tensors)
+    settle_branches(tensors, model, logger)
     model._reported = weights.check_loaded(tensors, model._base_shapes, logger)
     state_dict.update((prefix + name, tensor) for name, tensor in tensors.items())

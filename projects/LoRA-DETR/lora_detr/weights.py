@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_d2.errors import CheckpointError
 from lowrank_d2.layers.branches import training_only_names
+from lowrank_d2.modeling.branch_weights import settle_branches
 
 CLASS_DEPENDENT = re.compile(r"\.(class_embed|class_head)\.(\d+\.)?(weight|bias)$|\.label_embedding\.weight$")
 OPTIONAL_PARTS = ("backbone", "hybrid", "denoising")  # may be absent as a whole
@@ -134,9 +135,8 @@ def check_loaded(tensors: dict[str, Tensor], model: nn.Module, logger: logging.L
         )
     for name in [name for name in tensors if name.endswith(".num_batches_tracked") and name not in expected]:
         del tensors[name]  # frozen norms do not count
+    settle_branches(tensors, model, logger)
     branches = training_only_names(model)
-    if not _has_branches(tensors, expected, branches, logger):
-        tensors |= {name: tensor for name, tensor in model.state_dict().items() if name in branches}
     base = {name: shape for name, shape in expected.items() if name not in branches}
     wrong = [name for name in base if name in tensors and tuple(tensors[name].shape) != tuple(base[name])]
     fatal = [name for name in wrong if not CLASS_DEPENDENT.search(name)]
@@ -149,24 +149,6 @@ def check_loaded(tensors: dict[str, Tensor], model: nn.Module, logger: logging.L
     for name in wrong:
         del tensors[name]
     return _missing(tensors, base, logger)
-
-
-def _has_branches(
-    tensors: dict[str, Tensor], expected: Mapping[str, Sequence[int]], branches: set[str], logger: logging.Logger
-) -> bool:
-    """Whether `tensors` bring all branches of the model, and no others; else those that they bring are taken out."""
-    given = {name for name in tensors if ".branches." in name}
-    if given == branches and all(tuple(tensors[name].shape) == tuple(expected[name]) for name in given):
-        return True
-    for name in given:
-        del tensors[name]
-    if given and branches:
-        logger.warning("The checkpoint has other branches than MODEL.LORA_DETR describes: the model's start anew.")
-    elif given:
-        logger.info("The checkpoint's branches are left out: they serve training, and the model has none.")
-    else:
-        logger.warning("The checkpoint has no branches: they start anew.")
-    return False
 
 
 def _missing(tensors: Mapping[str, Tensor], base: Mapping[str, Sequence[int]], logger: logging.Logger) -> list[str]:
