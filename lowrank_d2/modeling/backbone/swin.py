@@ -42,6 +42,7 @@ class D2SwinTransformer(SwinTransformer):
         self._out_features = list(out_features)
         self._out_feature_channels = self._renamed(self._out_feature_channels)
         self._out_feature_strides = self._renamed(self._out_feature_strides)
+        self.register_load_state_dict_pre_hook(_drop_unread_norms)
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
@@ -90,6 +91,13 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.rate:.3f}"
+
+
+def _drop_unread_norms(model: D2SwinTransformer, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before loading: the original's checkpoints have a norm of every output, here are those of `out_features` alone."""
+    for i in set(range(len(FEATURES))).difference(model.out_indices):
+        for name in ("weight", "bias"):
+            state_dict.pop(f"{prefix}norm{i}.{name}", None)
 
 
 class _LinspaceOnCpu(TorchFunctionMode):

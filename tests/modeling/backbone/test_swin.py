@@ -41,6 +41,17 @@ def test_only_the_features_asked_for_come_out():
         build(OUT_FEATURES=["p2"])
 
 
+def test_a_checkpoint_with_the_norms_of_all_outputs_loads():
+    whole, part = build().eval(), build(OUT_FEATURES=["res3", "res5"]).eval()
+    with torch.no_grad():
+        whole.norm1.weight.mul_(3)
+    part.load_state_dict(whole.state_dict())
+    image = torch.randn(1, 3, 32, 32)
+    assert all(torch.equal(x, whole(image)[name]) for name, x in part(image).items())
+    with pytest.raises(RuntimeError, match="norm7"):
+        part.load_state_dict(whole.state_dict() | {"norm7.weight": torch.zeros(1)})
+
+
 def test_drop_path_grows_linearly_and_acts_in_training_only():
     model = build(DROP_PATH_RATE=0.4)
     rates = [block.drop_path.rate for layer in model.layers for block in layer.blocks]
