@@ -223,6 +223,7 @@ def _add_peft(cfg: CN) -> None:
     node.TRAIN = "all"  # which base parameters train: "all", "full_head", "decoder", "embeddings", "none"
     node.TRAIN_LABEL_EMBEDDING = True  # with "embeddings" and "none": the denoising label embedding trains too
     node.DELTA = ""  # a delta file, applied after MODEL.WEIGHTS; methods and classes come from it
+    node.DELTA_DTYPE = "float32"  # of the deltas that a run writes: "float32", or "float16" for files of half the size
 
     node.LORA = _low_rank(rank=8)
     node.LORA.DROPOUT = 0.0  # on the input of A

@@ -17,6 +17,7 @@ Method = Union[LowRankMethod, Adapter]
 
 METHODS = {method.name: method for method in (LoRA, DoRA, AdaLoRA, LoHa, LoKr, Adapter)}
 TRAIN = ("all", "full_head", "decoder", "embeddings", "none")
+DELTA_DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class PeftConfig:
         train: which base parameters train, one of `TRAIN`.
         train_label_embedding: with "embeddings" and "none" the denoising label embedding trains too.
         delta: path of a delta file to apply after the base's weights, or "".
+        delta_dtype: in which deltas are written, one of `DELTA_DTYPES`.
 
     Raises:
         ConfigError: for a wrong value, by the name of its configuration key.
@@ -37,6 +39,7 @@ class PeftConfig:
     train: str = "all"
     train_label_embedding: bool = True
     delta: str = ""
+    delta_dtype: str = "float32"
 
     def __post_init__(self):
         given = self.methods
@@ -49,6 +52,7 @@ class PeftConfig:
             raise ConfigError(f"MODEL.PEFT.METHODS is {kinds}. Name every method once.")
         checks.one_of("MODEL.PEFT.TRAIN", self.train, TRAIN)
         checks.boolean("MODEL.PEFT.TRAIN_LABEL_EMBEDDING", self.train_label_embedding)
+        checks.one_of("MODEL.PEFT.DELTA_DTYPE", self.delta_dtype, DELTA_DTYPES)
         if not isinstance(self.delta, str):
             raise ConfigError(f"MODEL.PEFT.DELTA is {self.delta!r}. Use the path of a delta file, or ''.")
 
@@ -67,6 +71,7 @@ class PeftConfig:
             train=node.TRAIN,
             train_label_embedding=node.TRAIN_LABEL_EMBEDDING,
             delta=node.DELTA,
+            delta_dtype=node.DELTA_DTYPE,
         )
 
     @property

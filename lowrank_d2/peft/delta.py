@@ -104,7 +104,7 @@ def save_delta(
         extra=dict(extra or {}),
         tensors=tuple(tensors),
     )
-    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    stored = {name: _as_written(tensor, getattr(torch, peft.delta_dtype)) for name, tensor in tensors.items()}
     stored[MARKER] = torch.empty(0)
     with replacing(path) as temporary:
         save_file(stored, str(temporary), metadata={_HEADER_KEY: header.to_json()})
@@ -236,6 +236,13 @@ class DeltaSet:
             self._tensors[self.active] = {key: state[key].detach().cpu().clone() for key in self._tensors[self.active]}
         copy_into(self.model, self._tensors[name])
         self.active = name
+
+
+def _as_written(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy on the CPU, in half precision where that is asked for and holds all values."""
+    tensor = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    half = tensor.half() if dtype == torch.float16 and tensor.is_floating_point() else tensor
+    return half if half.isfinite().all() else tensor
 
 
 def _tensors_to_store(model: nn.Module, num_classes: int) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ def node(**changes):
         TRAIN="all",
         TRAIN_LABEL_EMBEDDING=True,
         DELTA="",
+        DELTA_DTYPE="float32",
         LORA=options(),
         ADAPTER=Node(REPEATS=1, REDUCTION=4, RESIDUAL="kappa+lambda", INIT="bert"),
     )
@@ -40,12 +41,13 @@ def test_every_key_reaches_its_field():
             METHODS=["adapter", "lora"],
             TRAIN="none",
             TRAIN_LABEL_EMBEDDING=False,
+            DELTA_DTYPE="float16",
             LORA=options(RANK=4, ALPHA=2, DROPOUT=0, RSLORA=True, TARGETS=["a", "b"], RANK_PATTERN=[["a", 2]]),
             ADAPTER=Node(REPEATS=3, REDUCTION=8, RESIDUAL="kappa", INIT="xavier"),
         )
     )
     lora = LoRA(4, 2.0, rslora=True, targets=("a", "b"), rank_pattern=(("a", 2),))
-    assert config == PeftConfig((Adapter(3, 8, "kappa", "xavier"), lora), "none", False)
+    assert config == PeftConfig((Adapter(3, 8, "kappa", "xavier"), lora), "none", False, "", "float16")
 
 
 def test_the_options_of_a_method_that_is_not_used_are_not_judged():

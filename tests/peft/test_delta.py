@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -65,6 +66,25 @@ def test_the_file_holds_what_trained_and_nothing_else(adapted, train_steps, tmp_
     assert (header.methods, header.train, header.train_label_embedding) == ((LoRA(rank=2),), "embeddings", True)
     assert header.extra == {"iteration": 3, "metrics": {"AP": 1.5}}
     assert set(header.tensors) == stored - {MARKER}
+
+
+def test_half_precision_halves_the_file_and_spares_what_it_cannot_hold(adapted, make_toy, train_steps, base, tmp_path):
+    model = adapted()
+    train_steps(model)
+    name = next(name for name in added_names(model) if name.endswith("lora_B"))
+    with torch.no_grad():
+        model.get_parameter(name)[0, 0] = 1e6
+    save_delta(model, tmp_path / "whole.safetensors", class_names=NAMES)
+    model.peft_config = dataclasses.replace(model.peft_config, delta_dtype="float16")
+    header = save_delta(model, tmp_path / "half.safetensors", class_names=NAMES)
+    with safe_open(tmp_path / "half.safetensors", "pt") as file:
+        dtypes = {key: file.get_tensor(key).dtype for key in header.tensors}
+    assert dtypes.pop(name) == torch.float32 and set(dtypes.values()) == {torch.float16}
+    read = inject(make_toy(3, 0, base), METHODS["lora"], "embeddings")
+    load_delta(read, tmp_path / "half.safetensors")
+    for key, value in read.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[key], rtol=1e-3, atol=1e-7)
+        assert value.dtype == model.state_dict()[key].dtype
 
 
 def test_the_label_embedding_is_in_the_file_though_it_is_frozen(adapted, tmp_path):
