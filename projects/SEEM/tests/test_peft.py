@@ -107,5 +107,8 @@ def test_a_delta_has_what_was_trained_whether_the_encoder_sleeps_or_not(small_co
     shipped = build_model(small_config(words)).eval()
     shipped.load_state_dict(base.state_dict(), strict=False)
     assert shipped.class_names == ["x", "y", "z"]
-    torch.testing.assert_close(logits(shipped), logits(tuned))
-    assert not torch.allclose(logits(base), logits(tuned), atol=1e-3)
+    torch.testing.assert_close(logits(shipped), logits(tuned), rtol=5e-3, atol=5e-3)  # the file is in half precision
+    assert not torch.allclose(logits(base), logits(tuned), atol=0.05)
+    values = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+    size = (tmp_path / "delta.safetensors").stat().st_size
+    assert 2 * values < size < 2 * values + 200 * len(header.tensors) + 5_000

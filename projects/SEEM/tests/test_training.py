@@ -18,7 +18,7 @@ from projects.SEEM.tests.models import CONFIGS, METHODS
 CLASSES = ["ball", "box", "wedge", "star", "cross", "blob"]
 SHORT = [
     "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "SOLVER.MAX_ITER", "10", "SOLVER.IMS_PER_BATCH", "4",
-    "TEST.EVAL_PERIOD", "10", "SEED", "3",
+    "TEST.EVAL_PERIOD", "10", "SEED", "3", "MODEL.PEFT.DELTA_DTYPE", "float32",
 ]
 NARROW = ["MODEL.SEEM.FOCAL.EMBED_DIM", "16", "MODEL.SEEM.FOCAL.DEPTHS", "[1,1,1,1]", "MODEL.SEEM.DEC_LAYERS", "2"]
 
