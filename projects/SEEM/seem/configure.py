@@ -6,11 +6,10 @@ from detectron2.data import MetadataCatalog
 from torch import Tensor
 
 from lowrank_d2.errors import ConfigError
-from lowrank_d2.modeling.delta_file import with_local_delta
+from lowrank_d2.modeling.delta_file import with_delta
 from lowrank_d2.modeling.maskdino.configure import thing_classes
 from lowrank_d2.modeling.matcher import HungarianMatcher
 from lowrank_d2.modeling.set_criterion import SetCriterion
-from lowrank_d2.peft import PeftConfig, read_header
 from seem import prompts
 from seem.class_text import ClassText
 from seem.decoder import SEEMDecoder
@@ -29,11 +28,10 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
         ConfigError: a value that no SEEM can be built from, classes that words cannot tell apart, no classes, or a
             delta without the base that it belongs to.
     """
-    cfg = with_local_delta(cfg)
+    cfg, peft = with_delta(cfg)
     node, text = cfg.MODEL.SEEM, cfg.MODEL.SEEM.TEXT
     _check(node)
-    peft, recorded = _peft(cfg)
-    names, inference = class_names(cfg, recorded), _inference(cfg)
+    names, inference = class_names(cfg), _inference(cfg)
     backbone = _backbone(node.FOCAL)
     return {
         "backbone": backbone,
@@ -80,30 +78,15 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def class_names(cfg: CfgNode, recorded: tuple[str, ...] = ()) -> list[str]:
-    """The classes' names: MODEL.CLASS_NAMES, those `recorded` in a delta, or those of the data; [] if nothing has any."""
+def class_names(cfg: CfgNode) -> list[str]:
+    """The classes' names: MODEL.CLASS_NAMES or those of the data; [] if nothing has any."""
     if cfg.MODEL.CLASS_NAMES:
         return list(cfg.MODEL.CLASS_NAMES)
-    if recorded:
-        return list(recorded)
     for dataset in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
         names = MetadataCatalog.get(dataset).get("thing_classes", [])
         if names:
             return list(names)
     return list(cfg.MODEL.SEEM.CLASS_PROMPTS)
-
-
-def _peft(cfg: CfgNode) -> tuple[PeftConfig, tuple[str, ...]]:
-    peft = PeftConfig.from_node(cfg.MODEL.PEFT)
-    if not peft.delta:
-        return peft, ()
-    if not cfg.MODEL.WEIGHTS:
-        raise ConfigError(
-            f"MODEL.PEFT.DELTA is {peft.delta}, but MODEL.WEIGHTS is empty: a delta is nothing without its base. Set "
-            "MODEL.WEIGHTS to the SEEM checkpoint that it was trained on."
-        )
-    header = read_header(peft.delta)
-    return peft.with_header(header), header.class_names
 
 
 def _tokens(cfg: CfgNode, names: list[str]) -> Optional[Tensor]:

@@ -55,6 +55,14 @@ FIXED = {
     "TEXT.AUTOGRESSIVE": True, "ENCODER.NAME": "transformer_encoder_fpn", "ENCODER.COMMON_STRIDE": 4,
     "BACKBONE.FOCAL.USE_POSTLN_IN_MODULATION": False, "BACKBONE.FOCAL.DROP_RATE": 0.0,
 }
+# What a case trains besides what methods add -> MODEL.PEFT.TRAIN.
+TRAIN = {
+    frozenset(): "none",
+    frozenset({"predictor.class_embed", "mask_embed"}): "embeddings",
+    frozenset({"predictor"}): "decoder",
+    frozenset({"sem_seg_head"}): "full_head",
+}
+ADDED = {"adapter_down", "adapter_up", "lora_A", "lora_B"}
 
 
 def cases(mode: str) -> list:
@@ -101,13 +109,15 @@ def config_of(case):
     cfg.TEST.DETECTIONS_PER_IMAGE = theirs["TEST"]["DETECTIONS_PER_IMAGE"]
     cfg.DATASETS.TRAIN = tuple(theirs["DATASETS"]["TRAIN"])
     peft = cfg.MODEL.PEFT
+    if "trainable" in case.meta:
+        peft.TRAIN = TRAIN[frozenset(case.meta["trainable"]) - ADDED]
     if "adapters" in case.meta:
         adapters = case.meta["adapters"]
-        peft.METHODS, peft.TRAIN = ["adapter"], "embeddings"
+        peft.METHODS = ["adapter"]
         peft.ADAPTER.REPEATS, peft.ADAPTER.REDUCTION = adapters["number"], adapters["reduction"]
         peft.ADAPTER.RESIDUAL = adapters["residual"]
     if "lora" in case.meta:
-        peft.METHODS, peft.TRAIN = peft.METHODS + ["lora"], "embeddings"
+        peft.METHODS = peft.METHODS + ["lora"]
         peft.LORA.RANK, peft.LORA.ALPHA = case.meta["lora"]["rank"], float(case.meta["lora"]["alpha"])
     return cfg
 
