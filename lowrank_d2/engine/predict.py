@@ -22,7 +22,8 @@ from lowrank_d2.engine.defaults import check_device
 from lowrank_d2.engine.own_data import with_classes, with_words
 from lowrank_d2.engine.trainer import LowRankTrainer
 from lowrank_d2.errors import ConfigError, DataError, OutputError, TrainingError
-from lowrank_d2.files import PathLike, write_json, write_with
+from lowrank_d2.evaluation.spool import Spool
+from lowrank_d2.files import PathLike, write_with
 from lowrank_d2.modeling.delta_file import local_delta
 from lowrank_d2.peft import read_header
 
@@ -63,8 +64,8 @@ def predict_files(
     names = _unique_names(files)
     check_output(output, files)
     predictor = Predictor(cfg, words)
-    records: List[dict] = []
-    images, skipped = 0, []
+    spool = Spool(output)
+    images, count, skipped = 0, 0, []
     root = source if os.path.isdir(source) else os.path.dirname(source) or "."
     for path, name in tqdm(list(zip(files, names)), "predicting", unit="image", disable=None):
         try:
@@ -78,11 +79,14 @@ def predict_files(
         images += 1
         pixels = image_files.read_image(path, exif=cfg.INPUT.EXIF)
         write_png(Path(output, f"{name}.png"), draw_instances(pixels, instances, predictor.class_names))
-        records += coco_records(instances, images, os.path.relpath(path, root), predictor.class_names, predictor.category_ids)
+        count += len(instances)
+        spool.add(images, coco_records(
+            instances, images, os.path.relpath(path, root), predictor.class_names, predictor.category_ids
+        ))
     if not images:
         raise DataError(f"{source}: none of the {len(files)} files there is an image that can be read.")
-    write_json(Path(output, "predictions.json"), records)
-    return Summary(images, len(records), skipped)
+    spool.write(Path(output, "predictions.json"))
+    return Summary(images, count, skipped)
 
 
 def find_files(source: str, leave_out: str = "") -> List[str]:
