@@ -80,7 +80,7 @@ class BlockwiseCOCOeval(COCOeval):
         return np.dtype([("score", "f8"), ("place", "u4"), ("right", "u1", size), ("wrong", "u1", size)])
 
     def _judge(self, pairs: list[tuple], ignored: dict[tuple, np.ndarray]) -> None:
-        """Notes what becomes of the detections of all `pairs` (image, category); `ignored` has the pairs with objects."""
+        """Notes what becomes of all detections, of `pairs` (image, category); `ignored` has the pairs with objects."""
         found = [each for pair in pairs for each in self._dts[pair]]
         sizes = [len(self._dts[pair]) for pair in pairs]
         starts, pair_of = np.cumsum([0, *sizes]), np.repeat(np.arange(len(pairs)), sizes)
