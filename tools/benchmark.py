@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Speed and memory, as ratios that travel between machines: `benchmark.py mask_dino`, `seem`, `ms_deform_attn`, `lowrank`."""
+"""Speed and memory, as ratios that travel between machines: `benchmark.py mask_dino`, `seem`, `lors`,
+`ms_deform_attn`, `lowrank`."""
 import argparse
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from lowrank_d2.engine.defaults import run_tool, tool_parser
 ROOT = Path(__file__).resolve().parents[1]
 R50 = ROOT / "configs" / "mask_dino" / "maskdino_R50.yaml"
 FOCAL_L = ROOT / "projects" / "SEEM" / "configs" / "seem_focall.yaml"
+LORS = ROOT / "projects" / "LORS" / "configs"
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
