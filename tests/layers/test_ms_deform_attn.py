@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from lowrank_d2.layers.ms_deform_attn import ms_deform_attn
-from lowrank_d2.layers.ms_deform_attn.torch_impl import by_grid_sample
+from lowrank_d2.layers.ms_deform_attn import ms_deform_attn, ms_deform_attn_from_offsets
+from lowrank_d2.layers.ms_deform_attn.torch_impl import by_grid_sample, ms_deform_attn_torch
 
 
 def case(shapes=((6, 5), (3, 4)), n=2, q=7, m=3, d=4, p=2, spread=1.4, dtype=torch.float64):
@@ -90,6 +90,34 @@ def test_no_number_stays_in_its_own_head():
         torch.testing.assert_close(out[~hit.flatten(2)], expected[~hit.flatten(2)])
         out.nansum().backward()
         assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("form", [ms_deform_attn, ms_deform_attn_torch])
+def test_an_empty_level_is_left_out_with_all_that_is_no_number_there(form):
+    value, shapes, locations, weights = case(shapes=((6, 5), (0, 4)), dtype=torch.float32)
+    locations[:, :, :, 1], weights[:, :, :, 1] = math.nan, math.inf
+    leaves = [x.requires_grad_() for x in (value, locations, weights)]
+    out = form(leaves[0], shapes, *leaves[1:])
+    torch.testing.assert_close(out, form(value, shapes[:1], locations[:, :, :, :1], weights[:, :, :, :1]))
+    out.sum().backward()
+    assert value.grad.isfinite().all()
+    assert all(x.grad[:, :, :, 1].abs().max() == 0 and x.grad.isfinite().all() for x in leaves[1:])
+
+
+@pytest.mark.parametrize("form", [ms_deform_attn, ms_deform_attn_torch])
+def test_no_cells_at_all_read_zero_with_a_gradient(form):
+    value, shapes, locations, weights = case(shapes=((0, 4),))
+    out = form(value.requires_grad_(), shapes, locations, weights)
+    out.sum().backward()
+    assert out.abs().max() == 0 and value.grad.shape == value.shape
+
+
+def test_offsets_at_an_empty_level_have_no_gradient():
+    value, shapes, places, weights = case(shapes=((6, 5), (0, 4)), dtype=torch.float32)
+    leaves = [x.requires_grad_() for x in (value, places, weights)]
+    reference = torch.full((1, places.shape[1], 2), 0.5, requires_grad=True)  # which asks for the PyTorch form
+    ms_deform_attn_from_offsets(leaves[0], shapes, reference, *leaves[1:]).sum().backward()
+    assert places.grad[:, :, :, 1].abs().max() == 0 and places.grad.isfinite().all()
 
 
 def test_far_away_reads_zero():

@@ -22,7 +22,7 @@ def ms_deform_attn(
         value: (N, S, M, D), the maps flattened row by row and laid end to end; M heads of D channels.
         spatial_shapes: the L sizes (H, W) of the maps; their areas add up to S.
         sampling_locations: (N, Q, M, L, P, 2), (x, y) as fractions of a map: 0 and 1 are the outer edges of its border
-            cells. What lies outside reads 0. Keep them in float32 when `value` is in half precision.
+            cells. What lies outside reads 0, and a map without cells is left out. Keep them in float32 when `value` is in half precision.
         attention_weights: (N, Q, M, L, P); usually a softmax over the last two dimensions.
 
     Returns:
@@ -90,7 +90,8 @@ def _locations(reference: Tensor, offsets: Tensor, spatial_shapes: Sequence[tupl
     if reference.shape[-1] == 2:
         # Level by level: a tensor of the sizes would be a constant of an exported model.
         levels = zip(spatial_shapes, offsets.unbind(3))
-        scaled = [torch.stack((o[..., 0] / width, o[..., 1] / height), dim=-1) for (height, width), o in levels]
+        # An empty level's locations do not count, but a division by zero would have a gradient that is no number.
+        scaled = [torch.stack((o[..., 0] / (w or 1), o[..., 1] / (h or 1)), dim=-1) for (h, w), o in levels]
         return reference + torch.stack(scaled, dim=3)
     return reference[..., :2] + offsets / offsets.shape[-2] * reference[..., 2:] * 0.5
 

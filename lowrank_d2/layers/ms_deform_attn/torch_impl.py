@@ -19,6 +19,10 @@ def ms_deform_attn_torch(
 ) -> Tensor:
     """See `ms_deform_attn`. Half precision is computed in float32, in which locations are finer than a pixel."""
     dtype = torch.promote_types(value.dtype, torch.float32)
+    levels = [i for i, (height, width) in enumerate(spatial_shapes) if height * width > 0]
+    if len(levels) < len(spatial_shapes):  # what points of a level without cells are, even no numbers, does not count
+        spatial_shapes = [spatial_shapes[i] for i in levels]
+        sampling_locations, attention_weights = sampling_locations[:, :, :, levels], attention_weights[:, :, :, levels]
     inputs = value.to(dtype), sampling_locations.to(dtype), attention_weights.to(dtype)
     by_rows = value.device.type == "cpu" and value.numel() > 0 and attention_weights.numel() > 0
     if by_rows and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
@@ -43,6 +47,8 @@ def by_grid_sample(
             level.reshape(n * m, d, height, width), grid.reshape(n * m, q, points, 2), align_corners=False
         )  # (N * M, D, Q, P)
         total = total + (samples * weight.reshape(n * m, 1, q, points)).sum(-1)
+    if value.shape[1] == 0:
+        total = total + value.sum()  # zero, and differentiable as any other result
     return total.view(n, m * d, q).transpose(1, 2).contiguous()
 
 

@@ -238,9 +238,21 @@ def test_a_location_that_is_no_number_stays_in_its_own_query_and_head(emulate, b
     assert out.isnan().equal(hit) and out[~hit].equal(expected[~hit])
     grads = emulate("backward", inputs, shapes, grad_out)
     assert grads[0].isfinite().all()
-    assert grads[1].isnan().nonzero().tolist() == [[1, 2, 0, 1, 0, 0], [1, 2, 0, 1, 0, 1]]
+    assert grads[1].isnan().nonzero().tolist() == [[1, 2, 0, 1, 0, 1 - axis]]  # as in the PyTorch form
     assert grads[2].isnan().nonzero().tolist() == [[1, 2, 0, 1, 0]]
     assert emulate("sorted", inputs, shapes, grad_out)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["places", "weights"])
+def test_no_number_at_an_empty_level_does_not_count(emulate, name):
+    inputs, shapes = case(shapes=((3, 4), (0, 5), (2, 5)), q=7)
+    broken = {"value": inputs[0], "places": inputs[1].clone(), "weights": inputs[2].clone()}
+    broken[name][1, 2, 0, 1] = math.nan
+    broken = (*broken.values(), None)
+    assert emulate("forward", broken, shapes).equal(emulate("forward", inputs, shapes))
+    grad_out = grad_for(inputs)
+    for ours, theirs in zip(emulate("backward", broken, shapes, grad_out), emulate("backward", inputs, shapes, grad_out)):
+        assert ours.equal(theirs)
 
 
 def test_a_weight_that_is_no_number_counts_outside_too(emulate):

@@ -176,10 +176,13 @@ LOWRANK_D2_INLINE void set_up(const Problem<T>& p, const Scratch<T>& s, int64_t 
   for (int64_t i = 0; i < k; i += lanes) {
     const Frame<T> f = frame(p, s, reference, i);
     const Vector<T> low = load(places + 2 * i), high = load(places + 2 * i + lanes);
-    const Vector<T> u = shuffle<EveryOther<0>, T>(low, high) * f.scale_x + f.shift_x;
-    const Vector<T> v = shuffle<EveryOther<1>, T>(low, high) * f.scale_y + f.shift_y;
     const Vector<T> width = load(p.width + i), height = load(p.height + i), outside = all(T(-2));
-    // Kept in what an integer holds; no number becomes -2, which is outside, and comes back through `broken`.
+    // Points of a level without cells count for nothing, whatever number or no number they have.
+    const Integers<T> somewhere = (width > T(0)) & (height > T(0));
+    const Vector<T> place_x = shuffle<EveryOther<0>, T>(low, high) * f.scale_x + f.shift_x;
+    const Vector<T> place_y = shuffle<EveryOther<1>, T>(low, high) * f.scale_y + f.shift_y;
+    const Vector<T> u = somewhere ? place_x : outside, v = somewhere ? place_y : outside;
+    // Kept in what an integer holds; no number becomes -2, which is outside, and comes back below.
     Vector<T> x = u > outside ? u : outside, y = v > outside ? v : outside;
     x = x < width + 1 ? x : width + 1;
     y = y < height + 1 ? y : height + 1;
@@ -196,11 +199,10 @@ LOWRANK_D2_INLINE void set_up(const Problem<T>& p, const Scratch<T>& s, int64_t 
       store_integers(to.column + i, column);
       store_integers(to.line + i, line);
     }
-    const Vector<T> broken = (u - u) + (v - v);  // 0, or no number when a location is infinite or no number
-    x = x - left + broken;
-    y = y - top + broken;
-    const Vector<T> attention = load(weights + i);
-    const Vector<T> lower = attention * y, upper = attention - lower;
+    x = x - left + (u - u);  // no number, when a location is infinite or no number
+    y = y - top + (v - v);
+    const Vector<T> given = load(weights + i), counted = somewhere ? given : all(T(0));
+    const Vector<T> lower = counted * y, upper = counted - lower;
     const Vector<T> upper_right = upper * x, lower_right = lower * x;
     store(to.corner[0] + i, upper - upper_right);
     store(to.corner[1] + i, upper_right);
@@ -210,7 +212,7 @@ LOWRANK_D2_INLINE void set_up(const Problem<T>& p, const Scratch<T>& s, int64_t 
     store(to.y + i, y);
     store(to.scale_x + i, f.scale_x);
     store(to.scale_y + i, f.scale_y);
-    store(to.attention + i, attention);
+    store(to.attention + i, reference ? given : counted);  // the softmax shares weight with what counts for nothing
   }
 }
 

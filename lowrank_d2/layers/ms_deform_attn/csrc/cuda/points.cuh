@@ -27,8 +27,8 @@ struct Point {
   }
 };
 
-// Position (u, v) in cells of `map`, whose first cell has its center at 0. No number, or an infinite one, makes x and y
-// no numbers, and so all that comes of the point; it is outside, and nothing is read or added to there.
+// Position (u, v) in cells of `map`, whose first cell has its center at 0. No number, or an infinite one, makes x or y no
+// number, and so what comes of the point; it is outside, and nothing is read or added to there.
 template <class A>
 __device__ __forceinline__ Point<A> locate(const Level& map, A u, A v, A attention) {
   const A near_u = fmin(fmax(u, A(-2)), A(map.width + 1)), near_v = fmin(fmax(v, A(-2)), A(map.height + 1));
@@ -38,9 +38,8 @@ __device__ __forceinline__ Point<A> locate(const Level& map, A u, A v, A attenti
   const bool lines[] = {top >= 0 && top < map.height, top >= -1 && top < map.height - 1};
   const int corners = (columns[0] && lines[0]) | (columns[1] && lines[0]) << 1 | (columns[0] && lines[1]) << 2 |
                       (columns[1] && lines[1]) << 3;
-  const A broken = (u - u) + (v - v);
   const int cell = corners ? (map.start + top * map.width + left) * 16 + corners : 0;
-  return {cell, near_u - column + broken, near_v - line + broken, attention};
+  return {cell, near_u - column + (u - u), near_v - line + (v - v), attention};
 }
 
 // u = place * scale + shift, from the numbers of a place to cells of a level.
@@ -100,10 +99,13 @@ struct Query {
   __device__ Point<A> point(const Problem& p, int k) const {
     if (k >= count) return {0, A(0), A(0), A(0)};
     const int level = level_of(p, k);
+    const Level& map = p.level[level];
+    // Whatever number or no number a point of an empty level has, it counts for nothing; but the softmax knows it.
+    if (map.height * map.width == 0) return {0, A(0), A(0), p.reference_size ? attention(p, k) : A(0)};
     const Frame<A> f = frame_of(p, level);
     A x, y;
     pair<T>(in.places, p.wide_places, first + k, x, y);
-    return locate(p.level[level], x * f.scale_x + f.shift_x, y * f.scale_y + f.shift_y, attention(p, k));
+    return locate(map, x * f.scale_x + f.shift_x, y * f.scale_y + f.shift_y, attention(p, k));
   }
 };
 
