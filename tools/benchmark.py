@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Speed and memory, as ratios that travel between machines: `benchmark.py mask_dino`, `seem`, `lors`,
+"""Speed and memory, as ratios that travel between machines: `benchmark.py mask_dino`, `seem`, `lors`, `lora_detr`,
 `ms_deform_attn`, `lowrank`."""
 import argparse
 import sys
@@ -7,13 +7,14 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from lowrank_d2.engine.benchmark import lors, lowrank, mask_dino, ms_deform_attn, seem
+from lowrank_d2.engine.benchmark import lora_detr, lors, lowrank, mask_dino, ms_deform_attn, seem
 from lowrank_d2.engine.defaults import run_tool, tool_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 R50 = ROOT / "configs" / "mask_dino" / "maskdino_R50.yaml"
 FOCAL_L = ROOT / "projects" / "SEEM" / "configs" / "seem_focall.yaml"
 LORS = ROOT / "projects" / "LORS" / "configs"
+LORA_DETR = ROOT / "projects" / "LoRA-DETR" / "configs" / "deformable_detr_R50_lora1.yaml"
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
@@ -43,6 +44,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--rounds", type=int, default=3, help="the best of so many counts (default: %(default)s)")
     files = [str(LORS / "lors_R50.yaml")], [str(LORS / "adamixer_R50_2x64.yaml")]
     command.set_defaults(measure=lambda args: lors.run(*files, args.rounds))
+
+    command = commands.add_parser("lora_detr", help="training steps with branches relative to none, ResNet-50")
+    command.add_argument("--config-file", action="append", metavar="F", help=f"the model (default: {LORA_DETR.name})")
+    command.add_argument("--rounds", type=int, default=3, help="the best of so many counts (default: %(default)s)")
+    command.set_defaults(measure=lambda args: lora_detr.run(args.config_file or [str(LORA_DETR)], args.rounds))
 
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
