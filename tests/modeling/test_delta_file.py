@@ -13,8 +13,8 @@ from lowrank_d2.engine.own_data import take_classes
 from lowrank_d2.engine.predict import Predictor
 from lowrank_d2.engine.trainer import LowRankTrainer
 from lowrank_d2.engine.weight_files import merge_delta
-from lowrank_d2.errors import DeltaError
-from lowrank_d2.modeling.delta_file import local_delta, with_local_delta
+from lowrank_d2.errors import ConfigError, DeltaError
+from lowrank_d2.modeling.delta_file import local_delta, with_delta, with_local_delta
 from lowrank_d2.peft import save_delta
 
 CONFIG = "tests/engine/small_maskdino.yaml"
@@ -72,3 +72,19 @@ def test_paths_stay_as_they_are():
     assert with_local_delta(cfg) is cfg and local_delta("some/delta.safetensors") == "some/delta.safetensors"
     with pytest.raises(DeltaError, match="http://127.0.0.1:9/d.safetensors cannot be fetched"):
         local_delta("http://127.0.0.1:9/d.safetensors")
+
+
+def test_a_delta_says_methods_and_classes(shelf, tmp_path):
+    config, words = shelf
+    cfg, peft = with_delta(load_config(config, words))
+    assert (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.CLASS_NAMES) == (2, ["ant", "bee"])
+    assert peft.delta == cfg.MODEL.PEFT.DELTA == str(tmp_path / "delta.safetensors")
+    assert [method.name for method in peft.methods] == ["lora"]
+    named, _ = with_delta(load_config(config, [*words, "MODEL.CLASS_NAMES", "['wasp', 'fly']"]))
+    assert named.MODEL.CLASS_NAMES == ["wasp", "fly"]
+
+
+def test_a_delta_without_a_base_is_refused(shelf):
+    config, words = shelf
+    with pytest.raises(ConfigError, match="MODEL.WEIGHTS is empty: a delta holds only what was tuned"):
+        with_delta(load_config(config, ["MODEL.WEIGHTS", "", *words[2:]]))

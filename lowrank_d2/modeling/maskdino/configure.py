@@ -5,12 +5,12 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from lowrank_d2.errors import ConfigError
-from lowrank_d2.modeling.delta_file import with_local_delta
+from lowrank_d2.modeling.delta_file import with_delta
 from lowrank_d2.modeling.maskdino.decoder import BOX_TYPES
 from lowrank_d2.modeling.maskdino.fork import translate_fork
 from lowrank_d2.modeling.maskdino.inference import InferenceOptions
 from lowrank_d2.modeling.maskdino.pixel_decoder import FEATURE_ORDERS
-from lowrank_d2.peft import PeftConfig, delta
+from lowrank_d2.peft import PeftConfig
 
 DENOISING = ("no", "standard", "seg")
 
@@ -21,20 +21,7 @@ def resolve(cfg: CfgNode) -> tuple[CfgNode, PeftConfig]:
     Raises:
         ConfigError: a value that no Mask DINO can be built from, or a delta without the base that it belongs to.
     """
-    cfg = with_local_delta(translate_fork(cfg))
-    peft = PeftConfig.from_node(cfg.MODEL.PEFT)
-    if cfg.MODEL.PEFT.DELTA:
-        if not cfg.MODEL.WEIGHTS:
-            raise ConfigError(
-                f"MODEL.PEFT.DELTA is {cfg.MODEL.PEFT.DELTA}, but MODEL.WEIGHTS is empty: a delta holds only what was "
-                "tuned. Set MODEL.WEIGHTS to the base checkpoint that it was trained on."
-            )
-        header = delta.read_header(cfg.MODEL.PEFT.DELTA)
-        peft = peft.with_header(header)
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = header.num_classes
-        cfg.freeze()
+    cfg, peft = with_delta(translate_fork(cfg))
     _check(cfg)
     return cfg, peft
 

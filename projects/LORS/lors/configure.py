@@ -10,8 +10,7 @@ from lors.decoder import Decoder, Queries
 from lors.mixing import MixingSize, Residual
 from lors.neck import Neck
 from lowrank_d2.errors import ConfigError
-from lowrank_d2.modeling.delta_file import with_local_delta
-from lowrank_d2.peft import PeftConfig, read_header
+from lowrank_d2.modeling.delta_file import with_delta
 
 
 def build_parts(cfg: CfgNode) -> dict[str, Any]:
@@ -20,10 +19,9 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
     Raises:
         ConfigError: a value that no AdaMixer can be built from, or a delta without the base that it belongs to.
     """
-    cfg = with_local_delta(cfg)
-    node = cfg.MODEL.ADAMIXER
+    cfg, peft = with_delta(cfg)
+    node, num_classes = cfg.MODEL.ADAMIXER, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     _check(node)
-    peft, num_classes = _peft(cfg)
     backbone = _backbone(cfg)
     shapes = backbone.output_shape()
     absent = [name for name in node.IN_FEATURES if name not in shapes]
@@ -99,20 +97,6 @@ def _backbone(cfg: CfgNode) -> Backbone:
     cfg.defrost()
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     return build_backbone(cfg)
-
-
-def _peft(cfg: CfgNode) -> tuple[PeftConfig, int]:
-    """The methods and the number of classes; a delta knows both."""
-    peft, num_classes = PeftConfig.from_node(cfg.MODEL.PEFT), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    if not peft.delta:
-        return peft, num_classes
-    if not cfg.MODEL.WEIGHTS:
-        raise ConfigError(
-            f"MODEL.PEFT.DELTA is {peft.delta}, but MODEL.WEIGHTS is empty: a delta is no model by itself. Set "
-            "MODEL.WEIGHTS to the base that it was trained on."
-        )
-    header = read_header(peft.delta)
-    return peft.with_header(header), header.num_classes
 
 
 def _check(node: CfgNode) -> None:

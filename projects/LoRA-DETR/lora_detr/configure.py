@@ -16,9 +16,8 @@ from lowrank_d2.errors import ConfigError
 from lowrank_d2.modeling import coco_labels
 from lowrank_d2.modeling.branch_settings import BranchSettings
 from lowrank_d2.modeling.deformable_transformer import DecoderLayer
-from lowrank_d2.modeling.delta_file import with_local_delta
+from lowrank_d2.modeling.delta_file import with_delta
 from lowrank_d2.modeling.matcher import HungarianMatcher
-from lowrank_d2.peft import PeftConfig, read_header
 
 CLASS_LOSSES = {"focal": losses.focal, "quality": losses.quality_focal}
 
@@ -29,7 +28,7 @@ def deformable_parts(cfg: CfgNode) -> dict[str, Any]:
     Raises:
         ConfigError: a value that no model can be built from, or a delta without the base that it belongs to.
     """
-    cfg, peft = _with_delta(cfg)
+    cfg, peft = with_delta(cfg)
     node = cfg.MODEL.DEFORMABLE_DETR
     _check(node, "MODEL.DEFORMABLE_DETR")
     if node.CLASS_LOSS not in CLASS_LOSSES:
@@ -77,7 +76,7 @@ def relation_parts(cfg: CfgNode) -> dict[str, Any]:
     Raises:
         ConfigError: a value that no model can be built from, or a delta without the base that it belongs to.
     """
-    cfg, peft = _with_delta(cfg)
+    cfg, peft = with_delta(cfg)
     node = cfg.MODEL.RELATION_DETR
     _check(node, "MODEL.RELATION_DETR")
     for key, value in (("HYBRID.NUM_QUERIES", node.HYBRID.NUM_QUERIES), ("HYBRID.REPEATS", node.HYBRID.REPEATS)):
@@ -201,24 +200,6 @@ def _branch_weights(node: CfgNode, branches: Optional[BranchSettings]) -> dict[s
         return {}
     factor = branches.loss_weight / branches.count
     return {name: weight * factor for name, weight in _weights(node.BRANCH).items()}
-
-
-def _with_delta(cfg: CfgNode) -> tuple[CfgNode, PeftConfig]:
-    """The config with the classes of MODEL.PEFT.DELTA where there is one, and the methods."""
-    cfg = with_local_delta(cfg)
-    peft = PeftConfig.from_node(cfg.MODEL.PEFT)
-    if not peft.delta:
-        return cfg, peft
-    if not cfg.MODEL.WEIGHTS:
-        raise ConfigError(
-            f"MODEL.PEFT.DELTA is {peft.delta}, but MODEL.WEIGHTS is empty: a delta is the difference from a base. Set "
-            "MODEL.WEIGHTS to the file of that base."
-        )
-    header = read_header(peft.delta)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = header.num_classes
-    return cfg, peft.with_header(header)
 
 
 def _check(node: CfgNode, name: str) -> None:

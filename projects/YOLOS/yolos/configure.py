@@ -5,8 +5,8 @@ from detectron2.config import CfgNode
 
 from lowrank_d2.errors import ConfigError
 from lowrank_d2.modeling.coco_labels import num_labels
+from lowrank_d2.modeling.delta_file import with_delta
 from lowrank_d2.modeling.matcher import HungarianMatcher
-from lowrank_d2.peft import PeftConfig, read_header
 from yolos.criterion import YOLOSCriterion
 from yolos.decode import DUPLICATES, WBF_SCORES, DecodeOptions
 from yolos.positions import Grid, grid_of
@@ -19,17 +19,9 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
     Raises:
         ConfigError: a value that no YOLOS can be built from, or a delta without the base that it belongs to.
     """
-    node = cfg.MODEL.YOLOS
+    cfg, peft = with_delta(cfg)
+    node, num_classes = cfg.MODEL.YOLOS, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     _check(node)
-    peft, num_classes = PeftConfig.from_node(cfg.MODEL.PEFT), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    if peft.delta:
-        if not cfg.MODEL.WEIGHTS:
-            raise ConfigError(
-                f"MODEL.PEFT.DELTA is {peft.delta}, but MODEL.WEIGHTS is empty: a delta needs the base that it was "
-                "trained on. Set MODEL.WEIGHTS to it."
-            )
-        header = read_header(peft.delta)
-        peft, num_classes = peft.with_header(header), header.num_classes
     return {
         "backbone": DetectionViT(
             embed_dim=node.EMBED_DIM,
