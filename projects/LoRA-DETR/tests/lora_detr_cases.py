@@ -36,6 +36,9 @@ VALUES = {
     "--enc_cls_loss_coef": ("DEFORMABLE_DETR.ENCODER.CLASS_WEIGHT", float),
     "--enc_bbox_loss_coef": ("DEFORMABLE_DETR.ENCODER.BOX_WEIGHT", float),
     "--enc_giou_loss_coef": ("DEFORMABLE_DETR.ENCODER.GIOU_WEIGHT", float),
+    "--set_cost_class": ("DEFORMABLE_DETR.COST_CLASS_WEIGHT", float),
+    "--set_cost_bbox": ("DEFORMABLE_DETR.COST_BOX_WEIGHT", float),
+    "--set_cost_giou": ("DEFORMABLE_DETR.COST_GIOU_WEIGHT", float),
     "--r_lora": ("LORA_DETR.RANK", int),
 }
 SWITCHES = {
@@ -46,7 +49,8 @@ SWITCHES = {
     "--w_mfl_2": ("DEFORMABLE_DETR.CLASS_LOSS", "quality"),
     "--m_naive": ("LORA_DETR.KIND", "ffn"),
 }
-OTHER_FLAGS = {"--with_box_refine", "--use_ms_detr", "--use_aux_ffn", "--m_lora", "--num_lora", "--num_aux", "--topk_eval"}
+# Of the branches' assignment; one value, or one a branch, on the command line or beside it in the file.
+PER_BRANCH = {"ALPHA": ("--alpha", "--o2m_alpha", "--o2m_matcher_alpha"), "TAU": ("--tau", "--o2m_tau", "--o2m_matcher_threshold")}
 
 
 @BACKBONE_REGISTRY.register()
@@ -90,12 +94,27 @@ def config_of(case):
     else:
         _set_deformable(cfg, meta)
     branches = cfg.MODEL.LORA_DETR
-    for key in ("ALPHA", "TAU"):
-        value = meta.get(key.lower(), branches[key])
-        branches[f"{key}S"] = [float(each) for each in value] if isinstance(value, list) else []
-        branches[key] = branches[key] if isinstance(value, list) else float(value)
+    flags = flags_of(meta.get("flags", ""))
+    for key, names in PER_BRANCH.items():
+        value = next((flags[name] for name in names if name in flags), meta.get(key.lower(), []))
+        values = [float(each) for each in (value if isinstance(value, list) else [value])]
+        if len(values) == 1:
+            branches[key] = values[0]
+        else:
+            branches[f"{key}S"] = values
     branches.CAP = float(meta.get("cap_fraction", branches.CAP))
     return cfg
+
+
+def flags_of(line):
+    """{flag: its values} of a command line."""
+    flags, values = {}, []
+    for word in shlex.split(line):
+        if word.startswith("--"):
+            values = flags[word] = []
+        else:
+            values.append(word)
+    return flags
 
 
 def _set_backbone(cfg, meta):
@@ -112,21 +131,15 @@ def _set_backbone(cfg, meta):
 
 def _set_deformable(cfg, meta):
     cfg.MODEL.META_ARCHITECTURE = "DeformableDETR"
-    node, words = cfg.MODEL.DEFORMABLE_DETR, shlex.split(meta["flags"])
-    node.TWO_STAGE, node.COCO_IDS, node.DROPOUT = False, False, 0.1
-    flags = {}
-    for i, word in enumerate(words):
-        if word.startswith("--"):
-            assert word in VALUES or word in SWITCHES or word in OTHER_FLAGS, f"unknown flag {word}"
-            following = words[i + 1] if i + 1 < len(words) else "--"
-            flags[word] = None if following.startswith("--") else following
-    assert "--with_box_refine" in flags
-    for flag, value in flags.items():
+    node, flags = cfg.MODEL.DEFORMABLE_DETR, flags_of(meta["flags"])
+    assert "--with_box_refine" in flags, "only Deformable DETR with box refinement is here"
+    node.TWO_STAGE, node.COCO_IDS = False, False
+    for flag, values in flags.items():
         if flag in VALUES:
-            _set(cfg, VALUES[flag][0], VALUES[flag][1](value))
+            _set(cfg, VALUES[flag][0], VALUES[flag][1](*values))
         elif flag in SWITCHES:
             _set(cfg, *SWITCHES[flag])
-    cfg.TEST.DETECTIONS_PER_IMAGE = int(flags.get("--topk_eval") or 100)
+    cfg.TEST.DETECTIONS_PER_IMAGE = int(*flags.get("--topk_eval", ["100"]))
     if "--use_ms_detr" in flags:
         cfg.MODEL.LORA_DETR.K = meta.get("k", [6])
     if "--use_ms_detr" in flags and not flags.keys() & {"--m_lora", "--m_naive"}:

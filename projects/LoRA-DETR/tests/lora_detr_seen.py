@@ -67,13 +67,17 @@ class Watch:
         }
 
     def _note_noised(self, noised: Any) -> None:
-        if noised is None:
-            return
-        self.pad = noised.layout.pad
+        queries, images = self.model.queries.content, len(self.seen["encoder/memory"])
+        self.pad = 0 if noised is None else noised.layout.pad
+        if noised is None:  # the originals make a group without slots
+            content, boxes = torch.zeros(images, 0, queries.embedding_dim), torch.zeros(images, 0, 4)
+            groups, blocked = 1, torch.zeros(queries.num_embeddings, queries.num_embeddings)
+        else:
+            content, boxes, groups = noised.content, noised.boxes_unsigmoid.sigmoid(), noised.layout.groups
+            blocked = noised.attention_mask(queries.num_embeddings)
         self.seen |= {
-            "dn/groups_and_pad": torch.tensor([noised.layout.groups, self.pad]),
-            "dn/initial_query": noised.content, "dn/initial_reference": noised.boxes_unsigmoid.sigmoid(),
-            "dn/attention_mask": noised.attention_mask(self.model.queries.content.num_embeddings),
+            "dn/groups_and_pad": torch.tensor([groups, self.pad]), "dn/initial_query": content,
+            "dn/initial_reference": boxes, "dn/attention_mask": blocked,
         }
 
     def _note_relation(self, module: nn.Module, inputs: Any, bias: Tensor) -> None:
@@ -87,7 +91,7 @@ class Watch:
         self.seen[f"{matching}/initial_reference"] = reference[:, pad:]
         for i, (logits, boxes) in enumerate(zip(decoded.logits, decoded.boxes)):
             self.seen |= {f"{prefix}/layer_{i}/logits": logits[:, pad:], f"{prefix}/layer_{i}/boxes": boxes[:, pad:]}
-            if pad:
+            if prefix == "main":
                 self.seen |= {f"dn/layer_{i}/logits": logits[:, :pad], f"dn/layer_{i}/boxes": boxes[:, :pad]}
             if prefix == "main":
                 self.seen[f"decoder/layer_{i}/reference"] = boxes[:, pad:]
