@@ -84,10 +84,10 @@ def _stacks(modules: Sequence[nn.Module]) -> dict[str, list[nn.Linear]]:
             )
     stacks = {name: [each[name] for each in found] for name in forms[0]}
     for name, linears in stacks.items():
-        if len({id(linear.weight) for linear in linears}) < len(linears):
-            raise ConfigError(f"The layers share the Linear {name!r} already. Give layers with weights of their own.")
         if any(set(linear._parameters) != {"weight", "bias"} or linear._modules for linear in linears):
             raise ConfigError(f"The Linear {name!r} is adapted by a method. Merge or remove that first.")
+        if len({id(linear.weight) for linear in linears}) < len(linears):
+            raise ConfigError(f"The layers share the Linear {name!r} already. Give layers with weights of their own.")
     return stacks
 
 
