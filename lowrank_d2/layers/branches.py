@@ -42,9 +42,9 @@ class LowRankBranches(nn.Module):
         self.linear1 = nn.ModuleList(LowRankUpdate(embed_dim, hidden_dim, rank, init) for _ in range(count))
         self.linear2 = nn.ModuleList(LowRankUpdate(hidden_dim, embed_dim, rank, init) for _ in range(count))
 
-    def forward(self, ffn: FeedForward, x: Tensor) -> Tensor:
-        """What enters the feed-forward part (N, Q, embed_dim) -> (count, N, Q, embed_dim)."""
-        hidden = _updated(ffn.linear1(x)[None], x[None], self.linear1)
+    def forward(self, ffn: FeedForward, x: Tensor, hidden: Tensor) -> Tensor:
+        """What enters the feed-forward part (N, Q, embed_dim), and its linear1 of that -> (count, N, Q, embed_dim)."""
+        hidden = _updated(hidden[None], x[None], self.linear1)
         hidden = ffn.dropout(F.relu(hidden))
         return ffn.norm(x + ffn.dropout(_updated(ffn.linear2(hidden), hidden, self.linear2)))
 
@@ -59,8 +59,8 @@ class FullBranches(nn.ModuleList):
             FeedForward(embed_dim=embed_dim, hidden_dim=hidden_dim, dropout=dropout) for _ in range(count)
         )
 
-    def forward(self, ffn: FeedForward, x: Tensor) -> Tensor:
-        """What enters the feed-forward part (N, Q, embed_dim) -> (count, N, Q, embed_dim); `ffn` is not used."""
+    def forward(self, x: Tensor) -> Tensor:
+        """What enters the feed-forward part (N, Q, embed_dim) -> (count, N, Q, embed_dim)."""
         return torch.stack([branch(x) for branch in self])
 
 

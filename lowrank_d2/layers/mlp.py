@@ -54,6 +54,10 @@ class FeedForward(nn.Module):
             torch.add(piece, self._change(piece), out=result)
         return self.norm(out).view(x.shape)
 
+    def contract(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """`forward` of x (..., embed_dim), whose linear1(x) (..., hidden_dim) others need, too."""
+        return self.norm(x + self.dropout(self.linear2(self.dropout(F.relu(hidden)))))
+
     def _change(self, x: Tensor) -> Tensor:
         return self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True))))
 

@@ -4,6 +4,7 @@ from typing import Optional, Sequence
 from torch import Tensor, nn
 
 from lowrank_d2.layers.attention import DeformableAttention, SelfAttention
+from lowrank_d2.layers.branches import LowRankBranches
 from lowrank_d2.layers.mlp import FeedForward
 
 
@@ -51,8 +52,7 @@ class DecoderLayer(nn.Module):
     """Queries see each other, read the memory around their boxes, then pass through the feed-forward part.
 
     Attributes:
-        branches: None, or a module that computes further outputs from the feed-forward part and its input, for
-            supervision in training (see `layers.branches`).
+        branches: None, or a module of `layers.branches` that computes further outputs, for supervision in training.
     """
 
     def __init__(
@@ -126,7 +126,13 @@ class DecoderLayer(nn.Module):
             (N, Q, embed_dim) and (branches, N, Q - first, embed_dim)
         """
         attended, branched = self._attend(x, pos, reference, memory, shapes, blocked, padding, bias)
-        return self.ffn(attended), self.branches(self.ffn, branched[:, first:])
+        if not isinstance(self.branches, LowRankBranches):
+            return self.ffn(attended), self.branches(branched[:, first:])
+        hidden = self.ffn.linear1(attended)
+        out = self.ffn.contract(attended, hidden)
+        if branched is not attended:
+            hidden = self.ffn.linear1(branched)
+        return out, self.branches(self.ffn, branched[:, first:], hidden[:, first:])
 
     def _attend(
         self,

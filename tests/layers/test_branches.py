@@ -23,7 +23,7 @@ def x():
 def test_a_branch_is_the_feed_forward_part_with_updated_weights(ffn, x, init):
     torch.manual_seed(2)
     branches = LowRankBranches(count=3, embed_dim=6, hidden_dim=10, rank=2, init=init)
-    out = branches(ffn, x)
+    out = branches(ffn, x, ffn.linear1(x))
     assert out.shape == (3, 2, 5, 6)
     for i, got in enumerate(out):
         first, second = branches.linear1[i], branches.linear2[i]
@@ -52,17 +52,17 @@ def test_dropout_is_drawn_anew_for_every_branch(x):
     torch.manual_seed(0)
     ffn = FeedForward(embed_dim=6, hidden_dim=10, dropout=0.5)
     branches = LowRankBranches(count=2, embed_dim=6, hidden_dim=10, rank=2)
-    first, second = branches(ffn, x)
+    first, second = branches(ffn, x, ffn.linear1(x))
     assert not torch.equal(first, second)
     ffn.eval()
-    first, second = branches(ffn, x)
+    first, second = branches(ffn, x, ffn.linear1(x))
     torch.testing.assert_close(first, second)
 
 
-def test_full_branches_are_feed_forward_parts_of_their_own(ffn, x):
+def test_full_branches_are_feed_forward_parts_of_their_own(x):
     torch.manual_seed(3)
     branches = FullBranches(count=2, embed_dim=6, hidden_dim=10)
-    out = branches(ffn, x)
+    out = branches(x)
     for got, branch in zip(out, branches):
         torch.testing.assert_close(got, branch(x))
     assert set(branches.state_dict()) >= {"0.linear1.weight", "1.norm.bias"}

@@ -29,8 +29,8 @@ def test_branches_see_what_the_feed_forward_part_sees(inputs):
     out, branches = made.with_branches(*inputs, first=2)
     attended = made.cross_attn(made.self_attn(x, pos), pos, reference, memory, shapes)
     torch.testing.assert_close(out, made.ffn(attended))
-    assert torch.equal(out, made(*inputs))
-    torch.testing.assert_close(branches, made.branches(made.ffn, attended)[:, :, 2:])
+    torch.testing.assert_close(out, made(*inputs), rtol=0, atol=1e-6)
+    torch.testing.assert_close(branches, made.branches(made.ffn, attended, made.ffn.linear1(attended))[:, :, 2:])
 
 
 def test_with_cross_attention_first_branches_go_off_behind_it(inputs):
@@ -40,3 +40,12 @@ def test_with_cross_attention_first_branches_go_off_behind_it(inputs):
     crossed = made.cross_attn(x, pos, reference, memory, shapes)
     torch.testing.assert_close(out, made.ffn(made.self_attn(crossed, pos)))
     torch.testing.assert_close(branches[0], made.branches[0](crossed))
+
+
+def test_low_rank_branches_behind_cross_attention_have_a_hidden_layer_of_their_own(inputs):
+    made = layer(LowRankBranches(count=1, embed_dim=16, hidden_dim=32, rank=3), cross_first=True)
+    x, pos, reference, memory, shapes = inputs
+    out, branches = made.with_branches(*inputs)
+    crossed = made.cross_attn(x, pos, reference, memory, shapes)
+    torch.testing.assert_close(out, made.ffn(made.self_attn(crossed, pos)))
+    torch.testing.assert_close(branches, made.branches(made.ffn, crossed, made.ffn.linear1(crossed)))

@@ -23,7 +23,8 @@ class Watch:
         model.decoder.register_forward_hook(self._note_decoded, with_kwargs=True)
         for i, layer in enumerate(model.decoder.layers):
             layer.self_attn.register_forward_pre_hook(lambda m, inputs, i=i: self._note(f"decoder/layer_{i}/query_position", inputs[1]))
-            layer.ffn.register_forward_hook(lambda m, inputs, x, i=i: self._note(f"decoder/layer_{i}/query", x))
+            # The last module that every query passes through; branches share it.
+            layer.ffn.norm.register_forward_hook(lambda m, inputs, x, i=i: self._note_query(i, x))
             if layer.branches is not None:
                 layer.branches.register_forward_hook(lambda m, inputs, x, i=i: self._note_branches(i, x))
         if hasattr(model, "denoising"):
@@ -48,6 +49,10 @@ class Watch:
         """Of the matching queries, in the first pass of the decoder."""
         if not self.decoded:
             self.seen[name] = x[:, self.pad :]
+
+    def _note_query(self, layer: int, x: Tensor) -> None:
+        if x.dim() == 3:  # branches stand in a dimension of their own
+            self._note(f"decoder/layer_{layer}/query", x)
 
     def _note_branches(self, layer: int, x: Tensor) -> None:
         self.seen.update({f"decoder/branch_{j}/layer_{layer}/query": branch for j, branch in enumerate(x)})
