@@ -186,11 +186,13 @@ class LowRankResidualKernel(nn.Module):
         groups, rank = self.A.shape[:2]
         b, a = self.B.transpose(0, 1).flatten(1), self.A.flatten(0, 1)  # (d, groups * rank), (groups * rank, h)
         if self.left:
-            x, count = x.flatten(0, -3), x.shape[:-2].numel()
+            count = x.shape[:-2].numel()
+            x, core = x.reshape(count, *x.shape[-2:]), core.reshape(count, groups, rank, rank)
             # Copies of B and A by stride alone: as a product with one matrix torch would transpose x in memory.
             hidden = torch.bmm(b.mT.expand(count, -1, -1), x).unflatten(1, (groups, rank))
-            hidden = torch.matmul(core.flatten(0, -4).mT, hidden).flatten(1, 2)
-            return torch.baddbmm(y.flatten(0, -3), a.mT.expand(count, -1, -1), hidden).view(y.shape)
+            hidden = torch.matmul(core.mT, hidden).flatten(1, 2)
+            whole = torch.baddbmm(y.reshape(count, *y.shape[-2:]), a.mT.expand(count, -1, -1), hidden)
+            return whole.view(y.shape)
         hidden = linear(x, b.mT).unflatten(-1, (groups, rank)).transpose(-3, -2)
         hidden = torch.matmul(hidden, core).transpose(-3, -2).flatten(-2)
         return torch.addmm(y.flatten(0, -2), hidden.flatten(0, -2), a).view(y.shape)

@@ -30,7 +30,8 @@ class GoldenModel(nn.Module):
         if any(".lors_shared.channel." in name for name in weights):
             adaptive = Residual(lors["rank_adaptive"], tuple(lors["K"]))
         if any(".lors_shared.out_proj." in name for name in weights):
-            static = Residual(lors["rank_static"], (lors["K_static"],) * c["num_stages"])
+            k = lors["K_static"]
+            static = Residual(lors["rank_static"], tuple(k) if isinstance(k, list) else (k,) * c["num_stages"])
         self.decoder = Decoder(
             self.size, num_stages=c["num_stages"], num_heads=c["num_heads"], feedforward_dim=c["feedforward"],
             num_classes=c["num_classes"], adaptive=adaptive, static=static,

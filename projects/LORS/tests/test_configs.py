@@ -31,6 +31,16 @@ def test_the_sizes_of_the_models(name):
     assert parts["neck"] == (370_176 if "Swin" in name else 984_576)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_more_queries_are_52000_parameters_more(name):
+    ready, composed = f"{name}_300q_36ep", f"{name}+300q_36ep"
+    assert counts_of(ready).total == counts_of(composed).total == MODELS[name][1] + 2 * QUERIES
+    cfg = load_config(str(CONFIGS / f"{ready}.yaml"))
+    assert (cfg.TEST.DETECTIONS_PER_IMAGE, cfg.INPUT.CROP.ENABLED, cfg.OUTPUT_DIR) == (300, True, f"output/{ready}")
+    epochs = [step / 7330 for step in (*cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER)]
+    assert epochs == [24, 33, 36] and cfg.SOLVER.WARMUP_ITERS == (1000 if "Swin" in name else 500)
+
+
 def test_the_stem_and_the_first_stage_do_not_train():
     rows = counts_of("lors_R50").by_component
     frozen = {part: row["base"] - row["trainable"] for part, row in rows.items()}

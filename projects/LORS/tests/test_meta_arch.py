@@ -76,6 +76,19 @@ def test_images_of_one_size_do_not_see_each_other(small_model, batch):
     torch.testing.assert_close(alone.pred_boxes.tensor, beside.pred_boxes.tensor, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["adamixer_R50", "lors_R50"])
+def test_in_bfloat16_boxes_stay_exact(small_model, batch, name):
+    model = small_model(name).train()
+    expected = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(batch)
+        outputs = model.predict(model._preprocess(batch))
+    assert all(output.boxes.dtype == torch.float32 for output in outputs)
+    assert losses["stage0_loss_bbox"].item() == pytest.approx(expected["stage0_loss_bbox"].item(), rel=0.05)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
 def test_norms_of_the_backbone_keep_their_statistics_and_train_their_scales(small_config, batch):
     model = build_model(small_config()).train()
     norms = {name: m for name, m in model.backbone.named_modules() if isinstance(m, nn.BatchNorm2d)}

@@ -65,6 +65,17 @@ def test_an_adaptive_kernel_is_the_generated_one_plus_its_products(left, groups)
         torch.testing.assert_close(one, true)
 
 
+@pytest.mark.parametrize("left", [False, True])
+def test_one_query_or_none_needs_no_dimension_of_its_own(left):
+    shared = nn.Linear(8, 6 * 10)
+    layer = randomised(shared, LowRankResidualKernel(shared, 3, 2, shape=(6, 10), left=left))
+    q, x = torch.randn(8), torch.randn(5, 6)
+    mine = layer(x.mT, q).mT if left else layer(x, q)
+    torch.testing.assert_close(mine, x @ layer.kernel(q))
+    nobody = layer(torch.zeros(0, 6, 5) if left else torch.zeros(0, 5, 6), torch.zeros(0, 8))
+    assert nobody.shape == ((0, 10, 5) if left else (0, 5, 10))
+
+
 @pytest.mark.parametrize("rank, groups", [(0, 1), (2, 0)])
 def test_without_a_private_part_layers_are_plain_ones_bit_for_bit(rank, groups):
     torch.set_default_dtype(torch.float32)
