@@ -214,7 +214,8 @@ def _kernel_shape(generator: nn.Linear, shape: Optional[tuple[int, int]]) -> tup
     if shape is None:
         shape = (math.isqrt(numbers),) * 2
     if shape[0] * shape[1] != numbers:
-        raise ValueError(f"The Linear has {numbers} outputs, which are no kernel of {shape[0]} x {shape[1]}. Give `shape`.")
+        size = f"{shape[0]} x {shape[1]}"
+        raise ValueError(f"The Linear has {numbers} outputs, which are no kernel of {size}. Give `shape`.")
     return tuple(shape)
 
 

@@ -20,8 +20,8 @@ class SharingReport:
 
     Attributes:
         parameters_before, parameters_after: of the whole stack, everything counted once.
-        relative_error: name of each shared Linear -> for every layer |W - W'| / |W| in the Frobenius norm, W' being what
-            is left of the trained W; empty for a stack that starts from scratch.
+        relative_error: name of each shared Linear -> for every layer |W - W'| / |W| in the Frobenius norm, W' being
+            what is left of the trained W; empty for a stack that starts from scratch.
         kept: names of the Linears that stayed as they were, since sharing them would save nothing.
     """
 

@@ -45,6 +45,8 @@ def encode(xyzr: Tensor, dim: int) -> Tensor:
 def log_covered(boxes: Tensor) -> Tensor:
     """log of the share of each box (row) that each other one (column) covers: corners (N, Q, 4) -> (N, Q, Q)."""
     low, high = boxes.split(2, dim=-1)
-    shared = (torch.minimum(high[:, :, None], high[:, None]) - torch.maximum(low[:, :, None], low[:, None])).clamp(min=0)
+    shared_low = torch.maximum(low[:, :, None], low[:, None])
+    shared_high = torch.minimum(high[:, :, None], high[:, None])
     area = (high - low).prod(-1).clamp(min=1e-6)
-    return (shared.prod(-1) / area[:, :, None] + 1e-7).log()
+    shared = (shared_high - shared_low).clamp(min=0).prod(-1)
+    return (shared / area[:, :, None] + 1e-7).log()

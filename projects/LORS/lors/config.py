@@ -30,8 +30,8 @@ def add_config(cfg: CN) -> None:
     lors.ADAPTIVE = True  # of the kernel generators: shared by all stages, with private low-rank parts
     lors.STATIC = True  # of the mixing's output projection
     lors.ADAPTIVE_RANK = 16
-    # Groups of low-rank factors of every stage, K in the paper. With other than 6 stages the defaults become: 1, 2 and 3
-    # for the three thirds of the stages; and 1.
+    # Groups of low-rank factors of every stage, K in the paper. With other than 6 stages the defaults become: 1, 2 and
+    # 3 for the three thirds of the stages; and 1.
     lors.ADAPTIVE_GROUPS = list(LORS_ADAPTIVE_GROUPS)
     lors.STATIC_RANK = 8
     lors.STATIC_GROUPS = list(LORS_STATIC_GROUPS)

@@ -85,8 +85,8 @@ def _groups(key: str, value: Sequence[int], default: Sequence[int], by_rule: Seq
         return tuple(by_rule)
     if len(value) != len(by_rule) or not all(isinstance(k, int) and k >= 0 for k in value):
         raise ConfigError(
-            f"MODEL.ADAMIXER.LORS.{key} is {list(value)}, but MODEL.ADAMIXER.NUM_STAGES is {len(by_rule)}. Give one number "
-            "of groups, 0 or more, for every stage."
+            f"MODEL.ADAMIXER.LORS.{key} is {list(value)}, but MODEL.ADAMIXER.NUM_STAGES is {len(by_rule)}. Give one "
+            "number of groups, 0 or more, for every stage."
         )
     return tuple(value)
 
@@ -100,7 +100,8 @@ def _backbone(cfg: CfgNode) -> Backbone:
 
 
 def _check(node: CfgNode) -> None:
-    for key in ("NUM_QUERIES", "NUM_STAGES", "NUM_HEADS", "FEEDFORWARD_DIM", "SAMPLING_GROUPS", "IN_POINTS", "OUT_POINTS"):
+    sizes = "NUM_QUERIES", "NUM_STAGES", "NUM_HEADS", "FEEDFORWARD_DIM", "SAMPLING_GROUPS", "IN_POINTS", "OUT_POINTS"
+    for key in sizes:
         if node[key] < 1:
             raise ConfigError(f"MODEL.ADAMIXER.{key} is {node[key]}. Use an integer of 1 or more.")
     if not node.IN_FEATURES:
@@ -112,6 +113,6 @@ def _check(node: CfgNode) -> None:
             )
     if node.EMBED_DIM % 32:
         raise ConfigError(
-            f"MODEL.ADAMIXER.EMBED_DIM is {node.EMBED_DIM}, which the 32 groups of the neck's norm cannot share. Choose a "
-            "multiple of 32."
+            f"MODEL.ADAMIXER.EMBED_DIM is {node.EMBED_DIM}, which the 32 groups of the neck's norm cannot share. "
+            "Choose a multiple of 32."
         )

@@ -42,8 +42,8 @@ class AdaMixerCriterion:
 
     Args:
         loss, cost: weights of the terms.
-        finite_empty_batch: a batch without any object counts as one object. Without it the class loss of such a batch is
-            infinite, since it is divided by the number of matched queries, as in the authors' code.
+        finite_empty_batch: a batch without any object counts as one object. Without it the class loss of such a batch
+            is infinite, since it is divided by the number of matched queries, as in the authors' code.
     """
 
     def __init__(self, *, loss: Weights, cost: Weights, finite_empty_batch: bool):
@@ -72,7 +72,8 @@ class AdaMixerCriterion:
             num = self._num_matched(pairs["stage0"], outputs[0].logits.device)
             losses, accuracies = {}, {}
             for name, output in zip(pairs, outputs):
-                losses |= {f"{name}_{key}": value for key, value in self._losses(output, truth, pairs[name], num).items()}
+                own = self._losses(output, truth, pairs[name], num)
+                losses |= {f"{name}_{key}": value for key, value in own.items()}
                 accuracies[f"{name}_pos_acc"] = _accuracy(output.logits, truth, pairs[name])
             return losses, accuracies
 

@@ -17,8 +17,8 @@ class Queries(nn.Module):
 
     Attributes:
         content: learned vectors.
-        boxes: cxcywh as fractions of the image. They are the whole image and do not train, as in the authors' code, whose
-            checkpoints have them.
+        boxes: cxcywh as fractions of the image. They are the whole image and do not train, as in the authors' code,
+            whose checkpoints have them.
     """
 
     def __init__(self, *, num_queries: int, embed_dim: int):

@@ -103,7 +103,8 @@ class AdaptiveMixing(nn.Module):
         kinds = ((size.channels, size.channels), False), ((size.in_points, size.out_points), True)
         if adaptive is None:
             self.channel, self.spatial = (
-                nn.ModuleList(_own_kernel(size.embed_dim, shape, left) for _ in range(size.groups)) for shape, left in kinds
+                nn.ModuleList(_own_kernel(size.embed_dim, shape, left) for _ in range(size.groups))
+                for shape, left in kinds
             )
         else:
             rank, k = adaptive.rank, adaptive.groups[stage]

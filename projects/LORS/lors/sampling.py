@@ -44,7 +44,8 @@ class PointSampling(nn.Module):
     def reset_parameters(self) -> None:
         """All queries look at the same places of their boxes, one octave below the box's scale.
 
-        Points whose number is a square stand in the cells of a grid, the first offset growing slowest; others are drawn.
+        Points whose number is a square stand in the cells of a grid, the first offset growing slowest; others are
+        drawn.
         """
         nn.init.zeros_(self.offsets.weight)
         bias = torch.empty(self.groups, self.points, 3)
@@ -71,7 +72,8 @@ class PointSampling(nn.Module):
         places = sample_places(xyzr, offsets.to(xyzr.dtype))  # under autocast boxes stay exact
         # To the operator each point is a query of its own with one point on every level: nothing is summed over points.
         points = places.transpose(2, 3).flatten(1, 2)  # (N, Q * points, groups, 3)
-        extents = [(width * stride, height * stride) for (height, width), stride in zip(pyramid.shapes, pyramid.strides)]
+        levels = zip(pyramid.shapes, pyramid.strides)
+        extents = [(width * stride, height * stride) for (height, width), stride in levels]
         locations = points[..., None, :2] / points.new_tensor(extents)
         weights = level_weights(points[..., 2], pyramid.strides)
         value = pyramid.value.unflatten(-1, (self.groups, -1))

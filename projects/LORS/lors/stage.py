@@ -1,9 +1,9 @@
-"""One stage of AdaMixer's decoder (arXiv:2203.16507): queries attend to each other, sample, mix, and refine their boxes."""
+"""One stage of AdaMixer's decoder (arXiv:2203.16507): queries attend to each other, sample, mix and refine boxes."""
 import math
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lors import boxes

@@ -58,7 +58,9 @@ _RESNET = (
 )
 _CLASSIFIERS = ("conv1.weight", "patch_embed.proj.weight")  # what a ResNet's, or a Swin's, file of ImageNet begins with
 
-_PACKED = re.compile(r"roi_head\.bbox_head\.(\d+)\.sampling_n_mixing\.adaptive_mixing\.parameter_generator\.0\.(weight|bias)")
+_PACKED = re.compile(
+    r"roi_head\.bbox_head\.(\d+)\.sampling_n_mixing\.adaptive_mixing\.parameter_generator\.0\.(weight|bias)"
+)
 _OWN_KERNEL = re.compile(r"decoder\.stages\.(\d+)\.mixing\.(channel|spatial)\.(\d+)\.generator\.(weight|bias)")
 _KERNEL_PART = re.compile(r"roi_head\.bbox_head\.(\d+)\.lors_(channel|spatial)\.(\d+)\.(\d+)\.(A|B|E\.weight|E\.bias)")
 _OUR_KERNEL = re.compile(r"decoder\.stages\.(\d+)\.mixing\.(channel|spatial)\.(\d+)\.(A|B|E\.weight|E\.bias)")
@@ -156,7 +158,7 @@ def check_loaded(
     if not expected.keys() & tensors.keys():
         raise CheckpointError(
             f"None of the {len(tensors)} tensors of the checkpoint belongs to AdaMixer (the first is "
-            f"{next(iter(tensors), 'missing')}). Name a checkpoint of AdaMixer, or one of its backbone, in MODEL.WEIGHTS."
+            f"{next(iter(tensors), 'missing')}). Name one of AdaMixer, or of its backbone, in MODEL.WEIGHTS."
         )
     wrong = [name for name in expected if name in tensors and tuple(tensors[name].shape) != tuple(expected[name])]
     fatal = [name for name in wrong if not CLASS_DEPENDENT.fullmatch(name)]

@@ -34,7 +34,8 @@ def with_private_shares(model):
 
 @pytest.mark.parametrize("sampling", [(4, 32), (2, 64), (1, 10)], ids=str)
 def test_rank_0_and_private_shares_are_adamixer_bit_for_bit(small_model, batch, sampling):
-    plain = small_model(changes={"MODEL.ADAMIXER.SAMPLING_GROUPS": sampling[0], "MODEL.ADAMIXER.IN_POINTS": sampling[1]})
+    groups, points = sampling
+    plain = small_model(changes={"MODEL.ADAMIXER.SAMPLING_GROUPS": groups, "MODEL.ADAMIXER.IN_POINTS": points})
     other = with_private_shares(plain)
     with torch.no_grad():
         ours, theirs = other.eval()(batch), plain.eval()(batch)

@@ -16,7 +16,8 @@ from projects.LORS.tests.models import CONFIGS
 NAMES = ("adamixer_R50", "lors_R50")
 SHORT = [
     "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "20",
-    "SOLVER.WARMUP_ITERS", "4", "TEST.EVAL_PERIOD", "0", "MODEL.ADAMIXER.NUM_STAGES", "2", "MODEL.ADAMIXER.EMBED_DIM", "32",
+    "SOLVER.WARMUP_ITERS", "4", "TEST.EVAL_PERIOD", "0", "MODEL.ADAMIXER.NUM_STAGES", "2",
+    "MODEL.ADAMIXER.EMBED_DIM", "32",
 ]
 
 
@@ -36,7 +37,8 @@ def files(monkeypatch, data):
 
 
 def train(files, output, *words, options=()):
-    assert run_tool(main, train_parser(""), ["--config-file", *files, *options, *SHORT, *words, "OUTPUT_DIR", str(output)]) == 0
+    words = ["--config-file", *files, *options, *SHORT, *words, "OUTPUT_DIR", str(output)]
+    assert run_tool(main, train_parser(""), words) == 0
     lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == list(range(len(lines)))
     return lines
@@ -48,7 +50,8 @@ def test_the_loss_falls_and_the_run_predicts_what_its_file_says(tmp_path, files,
     lines = train(files(name), out)
     losses = [line["total_loss"] for line in lines]
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
-    assert lines[0].keys() >= {f"stage{i}_{kind}" for i in (0, 1) for kind in ("loss_cls", "loss_bbox", "loss_iou", "pos_acc")}
+    kinds = ("loss_cls", "loss_bbox", "loss_iou", "pos_acc")
+    assert lines[0].keys() >= {f"stage{i}_{kind}" for i in (0, 1) for kind in kinds}
     assert losses[0] == pytest.approx(sum(value for key, value in lines[0].items() if "_loss_" in key), rel=1e-5)
     assert "bbox/AP" in lines[-1]
 
@@ -94,8 +97,10 @@ def test_a_resumed_run_goes_on_where_it_was(tmp_path, files):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_is_learned(small_config, batch, name):
     torch.manual_seed(0)
-    model = build_model(small_config(name, {"MODEL.RESNETS.NORM": "GN", "MODEL.RESNETS.STEM_OUT_CHANNELS": 32,
-                                            "MODEL.RESNETS.RES2_OUT_CHANNELS": 64, "MODEL.RESNETS.WIDTH_PER_GROUP": 32}))
+    model = build_model(small_config(name, {
+        "MODEL.RESNETS.NORM": "GN", "MODEL.RESNETS.STEM_OUT_CHANNELS": 32, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": 32,
+    }))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 2e-3)
     model.train()
     losses = []

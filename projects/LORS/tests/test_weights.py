@@ -37,7 +37,8 @@ def assert_same_weights(a, b):
 
 @pytest.mark.parametrize("checkpointer", [DetectionCheckpointer, LowRankCheckpointer])
 @pytest.mark.parametrize("name, changes", [
-    ("adamixer_R50", {}), ("lors_R50", {}), ("lors_R50", {LORS + "STATIC": False}), ("lors_R50", {LORS + "ADAPTIVE": False}),
+    ("adamixer_R50", {}), ("lors_R50", {}),
+    ("lors_R50", {LORS + "STATIC": False}), ("lors_R50", {LORS + "ADAPTIVE": False}),
     ("lors_R50", {LORS + "ADAPTIVE_RANK": 0, LORS + "STATIC_GROUPS": [2, 0, 1]}),
 ], ids=str)
 def test_the_names_of_others_load_by_themselves(tmp_path, small_config, small_model, checkpointer, name, changes):
@@ -103,7 +104,8 @@ def test_an_imagenet_backbone_starts_a_model(tmp_path, small_config, small_model
     with caplog.at_level(logging.WARNING):
         LowRankCheckpointer(started).load(str(tmp_path / "w.pth"))
     assert torch.equal(started.backbone.res4[1].conv2.weight, model.backbone.res4[1].conv2.weight)
-    assert torch.equal(started.backbone.res3[0].shortcut.norm.running_var, model.backbone.res3[0].shortcut.norm.running_var)
+    norm, theirs = started.backbone.res3[0].shortcut.norm, model.backbone.res3[0].shortcut.norm
+    assert torch.equal(norm.running_var, theirs.running_var)
     assert torch.equal(started.decoder.stages[0].attention.qkv.weight, before)
     assert "no neck" in caplog.text and "no decoder" in caplog.text and "no backbone" not in caplog.text
 
