@@ -112,7 +112,7 @@ def test_a_tuned_file_of_the_authors_becomes_a_delta(small_model, small_config, 
     heads = {name: x for name, x in base.state_dict().items() if name.startswith(("decoder.class_embed", "decoder.mask_embed"))}
     torch.save({"model": tuned | to_upstream({name: x + 0.1 for name, x in heads.items()})}, tmp_path / "tuned.pth")
 
-    cfg = small_config({"MODEL.WEIGHTS": tmp_path / "base.pth"})
+    cfg = small_config({"MODEL.WEIGHTS": tmp_path / "base.pth", "MODEL.PEFT.DELTA_DTYPE": "float32"})
     cfg.merge_from_file(str(CONFIGS / "lora_packed_r8.yaml"))
     header = convert_tuned(cfg, tmp_path / "tuned.pth", tmp_path / "delta.safetensors", ["ball", "box", "star"])
     assert len(header.tensors) == 10 * 6 + len(heads)
