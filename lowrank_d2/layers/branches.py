@@ -19,7 +19,7 @@ class LowRankUpdate(nn.Module):
         """
         Args:
             init: "zero" starts A normal with variance 1 / rank and B at 0, so that a branch starts as a copy of the
-                feed-forward part; "xavier" starts both uniform after Xavier, so that branches differ from the first step.
+                feed-forward part; "xavier" starts both uniform after Xavier, so that branches differ at once.
         """
         super().__init__()
         self.A = nn.Parameter(torch.empty(in_dim, rank))
@@ -50,7 +50,7 @@ class LowRankBranches(nn.Module):
 
 
 class FullBranches(nn.ModuleList):
-    """Branches that are feed-forward parts of their own, each with its norm (architecture (c) of the paper, MS-DETR)."""
+    """Branches that are feed-forward parts of their own, each with its norm (the paper's architecture c, MS-DETR)."""
 
     training_only = True
 

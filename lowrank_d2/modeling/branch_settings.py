@@ -39,19 +39,20 @@ class BranchSettings:
         k = node.K
         if not isinstance(k, (list, tuple)) or not k:
             raise ConfigError(
-                f"MODEL.LORA_DETR.K is {k!r}. Give one k a branch, such as [2, 4, 6], or None for a model without branches."
+                f"MODEL.LORA_DETR.K is {k!r}. Give one k a branch, such as [2, 4, 6], or None for no branches."
             )
-        wrong = [each for each in k if isinstance(each, bool) or not isinstance(each, int) or not 1 <= each <= num_queries]
+        wrong = [each for each in k if type(each) is not int or not 1 <= each <= num_queries]
         if wrong:
             raise ConfigError(
-                f"MODEL.LORA_DETR.K is {list(k)}, of which {wrong[0]!r} is impossible: an object takes from 1 up to all "
-                f"{num_queries} queries. Use integers of at least 1 and at most {num_queries}."
+                f"MODEL.LORA_DETR.K is {list(k)}, of which {wrong[0]!r} is impossible: an object takes from 1 up to "
+                f"all {num_queries} queries. Use integers of at least 1 and at most {num_queries}."
             )
         if isinstance(node.RANK, bool) or not isinstance(node.RANK, int) or node.RANK < 1:
             raise ConfigError(f"MODEL.LORA_DETR.RANK is {node.RANK!r}. Use an integer of 1 or more.")
         for key, allowed in (("KIND", KINDS), ("INIT", INITS), ("RULE", RULES)):
             if node[key] not in allowed:
-                raise ConfigError(f"MODEL.LORA_DETR.{key} is {node[key]!r}. Use one of {', '.join(map(repr, allowed))}.")
+                listed = ", ".join(map(repr, allowed))
+                raise ConfigError(f"MODEL.LORA_DETR.{key} is {node[key]!r}. Use one of {listed}.")
         if not 0 < node.CAP <= 1:
             raise ConfigError(f"MODEL.LORA_DETR.CAP is {node.CAP}. Use a share of the queries above 0 and at most 1.")
         if not 0 <= node.LOSS_WEIGHT < float("inf"):
@@ -94,8 +95,8 @@ def _of_each_branch(node: CfgNode, key: str, count: int) -> tuple[float, ...]:
     name = f"{key}S" if node[f"{key}S"] else key
     if len(values) != count:
         raise ConfigError(
-            f"MODEL.LORA_DETR.{name} has {len(values)} values, but K asks for {count} branches. Give one a branch, or [] and "
-            f"{key} for all."
+            f"MODEL.LORA_DETR.{name} has {len(values)} values, but K asks for {count} branches. Give one a branch, or "
+            f"[] and {key} for all."
         )
     if not all(isinstance(value, (int, float)) and 0 <= value <= 1 for value in values):
         raise ConfigError(f"MODEL.LORA_DETR.{name} is {node[name]}. Use numbers from 0 to 1.")

@@ -9,8 +9,8 @@ from lowrank_d2.layers.branches import training_only_names
 def settle_branches(tensors: dict[str, Tensor], model: nn.Module, logger: logging.Logger) -> None:
     """Makes a state dict have the branches of `model`, in place, before it is loaded.
 
-    Branches that the file lacks, or has in other numbers or ranks, keep the model's values; those that the model lacks are
-    taken out.
+    Branches that the file lacks, or has in other numbers or ranks, keep the model's values; those that the model lacks
+    are taken out.
 
     Args:
         tensors: under the model's names.

@@ -114,8 +114,8 @@ class OneToManyAssigner:
 
     The released rule: a query is positive if its best object scores at least tau, or if it is the best query of some
     object. Of more than `cap` of all queries a random part stays positive. An object that is the best one of c positive
-    queries then takes its min(c, k) best queries, be they positive for it or not; so an object may get none, and a query
-    several objects. The paper's rule: every object takes its up to k best queries that score more than tau.
+    queries then takes its min(c, k) best queries, be they positive for it or not; so an object may get none, and a
+    query several objects. The paper's rule: every object takes its up to k best queries that score more than tau.
 
     Args:
         k: for every branch, the most queries of an object.

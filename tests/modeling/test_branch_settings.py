@@ -37,7 +37,7 @@ def test_kinds():
 
 
 @pytest.mark.parametrize("values, words", [
-    ({"K": []}, ["K is []", "None for a model without branches"]),
+    ({"K": []}, ["K is []", "None for no branches"]),
     ({"K": [2, 301]}, ["K is [2, 301]", "301", "at most 300"]),
     ({"K": [0]}, ["K is [0]"]),
     ({"K": [2.5]}, ["2.5"]),

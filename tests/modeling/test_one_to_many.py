@@ -68,7 +68,7 @@ def test_more_queries_of_an_object_than_there_are_is_an_error():
 def test_scores_mix_probability_and_overlap():
     torch.manual_seed(0)
     logits, boxes = torch.randn(4, 2, 5, 3), 0.2 + 0.5 * torch.rand(4, 2, 5, 4)
-    targets = [Target(torch.tensor([2]), torch.tensor([[0.4, 0.5, 0.3, 0.2]])), Target(torch.tensor([], dtype=torch.int64), torch.zeros(0, 4))]
+    targets = [Target(torch.tensor([2]), torch.tensor([[0.4, 0.5, 0.3, 0.2]])), Target(NONE, torch.zeros(0, 4))]
     scores = match_scores(logits, boxes, PaddedTargets.of(targets), torch.tensor(0.3))
     overlap = iou(cxcywh_to_xyxy(boxes[:, 0]), cxcywh_to_xyxy(targets[0].boxes))
     torch.testing.assert_close(scores[:, 0, 0], 0.3 * logits[:, 0, :, 2].sigmoid() + 0.7 * overlap)

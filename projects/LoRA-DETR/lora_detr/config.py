@@ -1,10 +1,12 @@
-"""The configuration keys of both models. The number of classes of the data is MODEL.SEM_SEG_HEAD.NUM_CLASSES; the keys of
-the branches are MODEL.LORA_DETR (lowrank_d2/config.py)."""
+"""The configuration keys of both models; those of the branches are in MODEL.LORA_DETR (lowrank_d2/config.py).
+
+The number of classes of the data is MODEL.SEM_SEG_HEAD.NUM_CLASSES.
+"""
 from detectron2.config import CfgNode as CN
 
 
 def add_config(cfg: CN) -> None:
-    """Adds MODEL.DEFORMABLE_DETR and MODEL.RELATION_DETR to `cfg`, in place; the defaults are the published base models."""
+    """Adds MODEL.DEFORMABLE_DETR and MODEL.RELATION_DETR to `cfg`, in place; the defaults are the published models."""
     node = cfg.MODEL.DEFORMABLE_DETR = _common()
     node.NUM_QUERIES = 300
     node.DROPOUT = 0.1
@@ -34,7 +36,7 @@ def add_config(cfg: CN) -> None:
     node.DENOISING = CN()
     node.DENOISING.NUM_QUERIES = 100  # of objects, about; as many queries again are noised too much, as negatives
     node.DENOISING.LABEL_NOISE = 0.5  # half of this share of the labels is replaced
-    node.DENOISING.BOX_NOISE = 1.0  # corners move by up to this share of half the box, of negatives by up to twice as much
+    node.DENOISING.BOX_NOISE = 1.0  # sides move by up to this share of half the box, of negatives by up to twice it
 
 
 def _common() -> CN:
@@ -47,8 +49,8 @@ def _common() -> CN:
     node.ENC_LAYERS = 6
     node.DEC_LAYERS = 6
     node.DIM_FEEDFORWARD = 2048
-    # With 80 classes the logits stand at COCO's category ids (91), as in all published weights. Other numbers of classes,
-    # and False, mean one logit a class.
+    # With 80 classes the logits stand at COCO's category ids (91), as in all published weights. Other numbers of
+    # classes, and False, mean one logit a class.
     node.COCO_IDS = True
     # Weights of the losses of every decoder layer; with branches the published runs lower CLASS_WEIGHT.
     node.BOX_WEIGHT = 5.0

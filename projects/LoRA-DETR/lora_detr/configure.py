@@ -84,8 +84,8 @@ def relation_parts(cfg: CfgNode) -> dict[str, Any]:
             raise ConfigError(f"MODEL.RELATION_DETR.{key} is {value}. Use an integer of 1 or more.")
     if not 0 <= node.DENOISING.LABEL_NOISE <= 2:
         raise ConfigError(
-            f"MODEL.RELATION_DETR.DENOISING.LABEL_NOISE is {node.DENOISING.LABEL_NOISE}, half of which is a share of the "
-            "labels. Use a number from 0 to 2."
+            f"MODEL.RELATION_DETR.DENOISING.LABEL_NOISE is {node.DENOISING.LABEL_NOISE}, half of which is a share of "
+            "the labels. Use a number from 0 to 2."
         )
     branches = BranchSettings.from_node(cfg.MODEL.LORA_DETR, node.NUM_QUERIES)
     sizes = {
@@ -129,8 +129,8 @@ def _common_parts(cfg: CfgNode, node: CfgNode, relation: bool) -> dict[str, Any]
     unknown = [name for name in node.IN_FEATURES if name not in shapes]
     if unknown or not node.IN_FEATURES or len(node.IN_FEATURES) > node.NUM_LEVELS:
         raise ConfigError(
-            f"IN_FEATURES {list(node.IN_FEATURES)} must be one or more of the backbone's {sorted(shapes)}, and no more than "
-            f"NUM_LEVELS {node.NUM_LEVELS}. Change one of the two, or the backbone's OUT_FEATURES."
+            f"IN_FEATURES {list(node.IN_FEATURES)} must be one or more of the backbone's {sorted(shapes)}, and no more "
+            f"than NUM_LEVELS {node.NUM_LEVELS}. Change one of the two, or the backbone's OUT_FEATURES."
         )
     return {
         "backbone": backbone,
@@ -208,8 +208,8 @@ def _check(node: CfgNode, name: str) -> None:
             raise ConfigError(f"{name}.{key} is {node[key]}. Use an integer of 1 or more.")
     if node.HIDDEN_DIM < 1 or node.HIDDEN_DIM % 32 or node.HIDDEN_DIM % node.NHEADS:
         raise ConfigError(
-            f"{name}.HIDDEN_DIM is {node.HIDDEN_DIM}, which the 32 groups of the norms and {node.NHEADS} heads cannot share. "
-            "Choose a multiple of both."
+            f"{name}.HIDDEN_DIM is {node.HIDDEN_DIM}, which the 32 groups of the norms and {node.NHEADS} heads cannot "
+            "share. Choose a multiple of both."
         )
     if not 0 <= node.DROPOUT < 1:
         raise ConfigError(f"{name}.DROPOUT is {node.DROPOUT}. Use a number of at least 0 and below 1.")

@@ -61,7 +61,11 @@ class SelectedQueries(nn.Module):
         self.query_embed = nn.Embedding(num_queries, embed_dim) if mixed else None
 
     def forward(
-        self, memory: Tensor, levels: Levels, class_embed: Callable[[Tensor], Tensor], bbox_embed: Callable[[Tensor], Tensor]
+        self,
+        memory: Tensor,
+        levels: Levels,
+        class_embed: Callable[[Tensor], Tensor],
+        bbox_embed: Callable[[Tensor], Tensor],
     ) -> tuple[Queries, Proposals]:
         """
         Args:

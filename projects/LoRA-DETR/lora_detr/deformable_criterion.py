@@ -72,7 +72,13 @@ class DeformableCriterion:
         return result
 
     def _branch_losses(
-        self, decoded: Decoded, matched: Assignment, targets: PaddedTargets, num: Tensor, layers: list[str], draws: Draws
+        self,
+        decoded: Decoded,
+        matched: Assignment,
+        targets: PaddedTargets,
+        num: Tensor,
+        layers: list[str],
+        draws: Draws,
     ) -> dict[str, Tensor]:
         pairs, scores = self.assigner(decoded.branch_logits, decoded.branch_boxes, targets, matched, draws)
         logits, boxes = decoded.branch_logits.flatten(0, 1), decoded.branch_boxes.flatten(0, 1)
@@ -81,7 +87,7 @@ class DeformableCriterion:
         return losses.named(values, CLASS_NAME, self.branch_weights, suffixes)
 
     def _proposal_losses(self, proposals: Proposals, targets: Sequence[Target], num: Tensor) -> dict[str, Tensor]:
-        """Without classes: every object counts as the first one. Matched are the anchors, compared the refined boxes."""
+        """Without classes: every object counts as the first. Matched are the anchors, compared the refined boxes."""
         single = [Target(torch.zeros_like(target.labels), target.boxes) for target in targets]
         logits, boxes = proposals.logits[None], proposals.boxes[None]
         pairs = match_layers(self.anchor_matcher, logits, proposals.anchors[None], single)

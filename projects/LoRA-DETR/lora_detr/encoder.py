@@ -86,7 +86,7 @@ class ProposalTokens(nn.Module):
         xavier_linears(self)
 
     def forward(self, memory: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
-        """The memory (N, S, D) -> tokens of the same shape, and anchors (N, S, 4) before the sigmoid, infinite for none."""
+        """The memory (N, S, D) -> tokens of the same shape, and anchors (N, S, 4) as of `make_anchors`."""
         anchors = make_anchors(levels)
         silent = anchors[..., :1].isinf()
         return self.enc_output_norm(self.enc_output(memory.masked_fill(silent, 0))), anchors

@@ -46,7 +46,7 @@ class DetectionTransformer(nn.Module):
         pixel_std: Sequence[float],
         size_divisibility: int,
         max_detections: int,
-        slow_parts: Mapping[str, float] = {},
+        slow_parts: Mapping[str, float],
     ):
         """
         Args:
@@ -115,9 +115,8 @@ class DetectionTransformer(nn.Module):
         if self.training:
             return self.losses(levels, [self._target(x["instances"].to(self.device)) for x in batched_inputs])
         decoded = self.decode(levels)
-        wanted = [
-            (x.get("height", height), x.get("width", width)) for (height, width), x in zip(images.image_sizes, batched_inputs)
-        ]
+        sizes = zip(images.image_sizes, batched_inputs)
+        wanted = [(x.get("height", height), x.get("width", width)) for (height, width), x in sizes]
         return [
             {"instances": detect(logits, boxes, size, self.max_detections, self.class_of_label)}
             for logits, boxes, size in zip(decoded.logits[-1], decoded.boxes[-1], wanted)
@@ -152,9 +151,8 @@ class DetectionTransformer(nn.Module):
     def peft_targets(self) -> tuple[str, ...]:
         """Where low-rank methods go by default: q and v of regular, offsets and values of deformable attention."""
         regular = ("self_attn.q_proj", "self_attn.v_proj")
-        blocks = ("encoder.layers.*.self_attn", "decoder.layers.*.cross_attn")
-        deformable = [f"re:{block}.{name}" for block in blocks for name in ("sampling_offsets", "value_proj")]
-        return regular + tuple(target.replace(".", r"\.").replace(r"*", r"\d+") for target in deformable)
+        deformable = ("sampling_offsets", "value_proj")
+        return regular + tuple(f"{block}.{name}" for block in ("self_attn", "cross_attn") for name in deformable)
 
     def _target(self, instances: Instances) -> Target:
         height, width = instances.image_size

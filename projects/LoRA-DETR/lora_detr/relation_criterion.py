@@ -67,8 +67,9 @@ class RelationCriterion:
             suffixes = [f"{layer}_lora_{i}" for i in range(len(decoded.branch_logits)) for layer in layers]
             result |= losses.named(values, CLASS_NAME, self.branch_weights, suffixes)
         if self.anchor_matcher is None:
-            return result | self._proposal_losses(_chosen(proposals), targets, num, self.encoder_weights, "_enc")
-        return result | self._proposal_losses(proposals, targets, num, self.encoder_weights, "_enc", self.anchor_matcher)
+            proposals = _chosen(proposals)
+        weights, matcher = self.encoder_weights, self.anchor_matcher
+        return result | self._proposal_losses(proposals, targets, num, weights, "_enc", matcher)
 
     def denoising(
         self, decoded: Decoded, layout: Optional[DenoisingLayout], targets: Sequence[Target]
@@ -113,7 +114,7 @@ class RelationCriterion:
         suffix: str,
         anchor_matcher: Optional[HungarianMatcher] = None,
     ) -> dict[str, Tensor]:
-        """Matched are the anchors if there is a matcher for them, else the refined boxes; compared these in any case."""
+        """Matched are the anchors if there is a matcher for them, else the refined boxes; these are compared."""
         logits, boxes = proposals.logits[None], proposals.boxes[None]
         if anchor_matcher is None:
             pairs = match_layers(self.matcher, logits, boxes, targets)

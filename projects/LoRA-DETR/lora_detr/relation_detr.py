@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lora_detr import configure
 from lora_detr.denoising import Denoising
-from lora_detr.encoder import gather
+from lora_detr.encoder import Proposals, gather
 from lora_detr.heads import Decoded
 from lora_detr.levels import Levels
 from lora_detr.meta_arch import DetectionTransformer
@@ -50,13 +50,13 @@ class RelationDETR(DetectionTransformer):
     def decode(self, levels: Levels, with_branches: bool = False) -> Decoded:
         memory = self.encoder(levels)
         proposals, *_ = self.queries(memory, levels)
-        content, reference = self.queries.contents(proposals.chosen), _references(proposals.boxes_unsigmoid, proposals.chosen)
+        content, reference = self.queries.contents(proposals.chosen), _references(proposals)
         return self.decoder(content, reference, memory, levels, branches_from=0 if with_branches else None)
 
     def losses(self, levels: Levels, targets: Sequence[Target]) -> dict[str, Tensor]:
         memory = self.encoder(levels)
         proposals, tokens, anchors = self.queries(memory, levels)
-        content, reference = self.queries.contents(proposals.chosen), _references(proposals.boxes_unsigmoid, proposals.chosen)
+        content, reference = self.queries.contents(proposals.chosen), _references(proposals)
         noised, blocked, pad = self.denoising(targets, self.draws), None, 0
         if noised is None:  # every parameter takes part in a step
             content = content + 0.0 * self.denoising.label_embedding.weight.sum()
@@ -99,6 +99,6 @@ class RelationDETR(DetectionTransformer):
         }
 
 
-def _references(boxes_unsigmoid: Tensor, chosen: Tensor) -> Tensor:
+def _references(proposals: Proposals) -> Tensor:
     """The boxes (N, Q, 4) of the chosen tokens, after the sigmoid and without gradient."""
-    return gather(boxes_unsigmoid.detach(), chosen).sigmoid()
+    return gather(proposals.boxes_unsigmoid.detach(), proposals.chosen).sigmoid()

@@ -36,7 +36,10 @@ _RULES = (
     (_LAYER + r"(self_attn|cross_attn)\.(.+)", r"\1.layers.\2.\3.\4"),
     (r"(?:transformer\.decoder\.)?(class_embed|bbox_embed)\.(\d+\..+)", r"decoder.\1.\2"),
     (r"transformer\.decoder\.(class|bbox)_head\.(\d+\..+)", r"decoder.\1_embed.\2"),
-    (r"transformer\.decoder\.position_relation_embedding\.pos_proj\.0\.(.+)", r"decoder.position_relation.projection.\1"),
+    (
+        r"transformer\.decoder\.position_relation_embedding\.pos_proj\.0\.(.+)",
+        r"decoder.position_relation.projection.\1",
+    ),
     (r"transformer\.decoder\.((?:norm|ref_point_head|query_scale)\..+)", r"decoder.\1"),
     (r"transformer\.(enc_output(?:_norm)?\..+)", r"queries.tokens.\1"),
     (r"transformer\.((?:pos_trans|pos_trans_norm|reference_points)\..+)", r"queries.\1"),
@@ -114,8 +117,8 @@ def our_name(name: str) -> str:
 def check_loaded(tensors: dict[str, Tensor], model: nn.Module, logger: logging.Logger) -> list[str]:
     """Judges a state dict under our names before it is loaded; takes out what the model has no use for.
 
-    Branches may be absent from the file, and then keep their values, or from the model; class-dependent tensors may have
-    other sizes.
+    Branches may be absent from the file, and then keep their values, or from the model; class-dependent tensors may
+    have other sizes.
 
     Args:
         tensors: changed in place.
@@ -172,8 +175,8 @@ def _missing(tensors: Mapping[str, Tensor], base: Mapping[str, Sequence[int]], l
             broken += [name for name in names if not CLASS_DEPENDENT.search(name) and not _OPTIONAL.fullmatch(name)]
     if broken:
         raise CheckpointError(
-            f"The checkpoint has only a part of the model: missing are {_listing(broken)}. Load a complete checkpoint; files "
-            "with tuned tensors alone belong into MODEL.PEFT.DELTA."
+            f"The checkpoint has only a part of the model: missing are {_listing(broken)}. Load a complete checkpoint; "
+            "files with tuned tensors alone belong into MODEL.PEFT.DELTA."
         )
     if absent:
         logger.warning("The checkpoint has no %s: it keeps its initialisation.", ", ".join(absent))

@@ -50,7 +50,10 @@ SWITCHES = {
     "--m_naive": ("LORA_DETR.KIND", "ffn"),
 }
 # Of the branches' assignment; one value, or one a branch, on the command line or beside it in the file.
-PER_BRANCH = {"ALPHA": ("--alpha", "--o2m_alpha", "--o2m_matcher_alpha"), "TAU": ("--tau", "--o2m_tau", "--o2m_matcher_threshold")}
+PER_BRANCH = {
+    "ALPHA": ("--alpha", "--o2m_alpha", "--o2m_matcher_alpha"),
+    "TAU": ("--tau", "--o2m_tau", "--o2m_matcher_threshold"),
+}
 
 
 @BACKBONE_REGISTRY.register()
@@ -158,7 +161,8 @@ def _set_relation(cfg, meta):
     cfg.TEST.DETECTIONS_PER_IMAGE = meta["topk_eval"]
     if meta.get("num_lora"):
         node.CLASS_WEIGHT, node.ENCODER.MATCH_ANCHORS = 0.5, True
-        branches.K, branches.RANK, branches.LOSS_WEIGHT, branches.MERGE_INDICES = meta["k"], meta["rank_lora"], 0.5, True
+        branches.K, branches.RANK = meta["k"], meta["rank_lora"]
+        branches.LOSS_WEIGHT, branches.MERGE_INDICES = 0.5, True
 
 
 def _set(cfg, key, value):

@@ -22,7 +22,9 @@ class Watch:
         model.queries.register_forward_hook(lambda module, inputs, out: self._note_proposals(out))
         model.decoder.register_forward_hook(self._note_decoded, with_kwargs=True)
         for i, layer in enumerate(model.decoder.layers):
-            layer.self_attn.register_forward_pre_hook(lambda m, inputs, i=i: self._note(f"decoder/layer_{i}/query_position", inputs[1]))
+            layer.self_attn.register_forward_pre_hook(
+                lambda m, inputs, i=i: self._note(f"decoder/layer_{i}/query_position", inputs[1])
+            )
             # The last module that every query passes through; branches share it.
             layer.ffn.norm.register_forward_hook(lambda m, inputs, x, i=i: self._note_query(i, x))
             if layer.branches is not None:
@@ -61,8 +63,8 @@ class Watch:
         proposals = next((x for x in (out if isinstance(out, tuple) else ()) if hasattr(x, "chosen")), None)
         if proposals is not None:
             self.seen |= {
-                "encoder/logits": proposals.logits, "encoder/boxes": proposals.boxes, "encoder/anchors": proposals.anchors,
-                "select/topk_indices": proposals.chosen,
+                "encoder/logits": proposals.logits, "encoder/boxes": proposals.boxes,
+                "encoder/anchors": proposals.anchors, "select/topk_indices": proposals.chosen,
             }
 
     def _note_hybrid(self, proposals: Any) -> None:
@@ -149,7 +151,8 @@ class _RecordingAssigner:
         layers = logits.shape[1]
         for s, b in torch.cartesian_prod(torch.arange(len(scores)), torch.arange(scores.shape[1])).tolist():
             mine = (pairs.sets == s) & (pairs.images == b)
-            self.note(f"merged/branch_{s // layers}/layer_{s % layers}/image_{b}", pairs.queries[mine], pairs.targets[mine])
+            name = f"merged/branch_{s // layers}/layer_{s % layers}/image_{b}"
+            self.note(name, pairs.queries[mine], pairs.targets[mine])
         return pairs, scores
 
     def _assign(self, scores: Tensor, *arguments: Any) -> Tensor:

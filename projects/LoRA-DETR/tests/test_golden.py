@@ -48,7 +48,8 @@ def test_a_training_step_equals_the_originals(train_case):
     gradients = {name: gradient_of(name, model) for name in train_case.meta["gradients"]}
     assert train_case.check_gradients({name: g for name, g in gradients.items() if g is not None}) == []
     listed = {ours for name in gradients for ours in from_upstream({name: torch.zeros(3)})}
-    assert not [name for name, p in model.named_parameters() if name not in listed and p.grad is not None and p.grad.any()]
+    others = {name: p.grad for name, p in model.named_parameters() if name not in listed and p.grad is not None}
+    assert not [name for name, gradient in others.items() if gradient.any()]
 
 
 def failures(case, seen):
@@ -67,7 +68,7 @@ def failures(case, seen):
 
 
 def gradient_of(name, model):
-    """The gradient of a parameter by the original's name, of packed ones put together; of the backbone's stand-in too."""
+    """The gradient of a parameter by the original's name, packed as there, or of the backbone's stand-in."""
     if name.startswith("features/"):
         return model.backbone.features[f"res{name[-1]}"].grad.numpy()
     parameters = dict(model.named_parameters())

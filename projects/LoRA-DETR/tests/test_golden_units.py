@@ -1,4 +1,4 @@
-"""The reference data of single functions: assignment, merging, class losses, relations of boxes, suppressed duplicates."""
+"""The reference data of single functions: assignment, merging, class losses, relations of boxes, duplicates."""
 import json
 import math
 
@@ -75,7 +75,7 @@ def test_merging(case):
 
 
 def ascending(pairs, targets, queries):
-    """Scores (1, 1, G, Q) that rise along `pairs`, which is the order in which the original writes them; and the pairs."""
+    """Scores (1, 1, G, Q) that rise along `pairs`, the order in which the original writes them; and the pairs."""
     scores = torch.zeros(1, 1, targets, queries)
     for place, (query, target) in enumerate(pairs):
         scores[0, 0, target, query] = 1 + place
@@ -86,16 +86,19 @@ def ascending(pairs, targets, queries):
 def test_the_quality_loss_of_deformable_detr(case):
     logits = torch.tensor(case["logits"], requires_grad=True)
     count = max(len(case["labels"]), 1)
-    quality = torch.tensor(case["scores"]).reshape(-1, len(logits)) if case["labels"] else torch.zeros(count, len(logits))
+    quality = torch.zeros(count, len(logits))
+    if case["labels"]:
+        quality = torch.tensor(case["scores"])
     scores, paired = ascending(case["pairs"], count, len(logits))
     pairs = assignment_of(paired, scores)
     target = Target(torch.tensor(case["labels"], dtype=torch.int64), torch.full((len(case["labels"]), 4), 0.5))
     padded, num = PaddedTargets.of([target]), torch.tensor(float(case["num_gt"]))
     boxes = torch.full((1, 1, len(logits), 4), 0.5)
 
-    loss, _, _ = losses.set_losses(logits[None, None], boxes, pairs, padded, num, losses.quality_focal, quality[None, None])
+    inputs, scores = (logits[None, None], boxes, pairs, padded, num), quality[None, None]
+    loss, _, _ = losses.set_losses(*inputs, losses.quality_focal, scores)
     check_loss(case, loss, logits)
-    focal, _, _ = losses.set_losses(logits[None, None], boxes, pairs, padded, num, losses.focal, quality[None, None])
+    focal, _, _ = losses.set_losses(*inputs, losses.focal, scores)
     assert focal.item() == pytest.approx(case["focal_loss"], rel=1e-6)
     labels = labels_of(logits, pairs, padded, quality[pairs.targets, pairs.queries])
     np.testing.assert_allclose(labels.every[0, 0], case["target"], atol=1e-6)
@@ -157,4 +160,5 @@ def test_a_worked_quality_loss():
     labels = losses.Labels(torch.tensor([[[[True, False, False]]]]), torch.tensor([[[[0.7, 0.0, 0.0]]]]))
     expected = torch.tensor([0.1560, 0.0109, 0.4395])
     torch.testing.assert_close(losses.quality_focal(logits, labels).flatten(), expected, atol=1e-4, rtol=0)
-    assert losses.focal(logits, labels)[0, 0, 0, 0].item() == pytest.approx(0.25 * 0.3775**2 * math.log(1 / 0.6225), rel=1e-3)
+    focal = 0.25 * 0.3775**2 * math.log(1 / 0.6225)
+    assert losses.focal(logits, labels)[0, 0, 0, 0].item() == pytest.approx(focal, rel=1e-3)

@@ -40,11 +40,12 @@ def options(name, *words):
 
 def train(name, output, boxes, *words):
     own = ["--train-json", str(boxes[0]), "--train-images", str(boxes[1])]
-    short = ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "TEST.EVAL_PERIOD", "0", "SOLVER.CHECKPOINT_PERIOD", "8"]
+    short = "MODEL.DEVICE cpu DATALOADER.NUM_WORKERS 0 TEST.EVAL_PERIOD 0 SOLVER.CHECKPOINT_PERIOD 8".split()
     sizes = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"]
     flags = [word for word in words if word.startswith("--")]
     pairs = [word for word in words if not word.startswith("--")]
-    return run_tool(main, train_parser(""), options(name, *own, *flags, *short, *sizes, "OUTPUT_DIR", str(output), *pairs))
+    given = [*own, *flags, *short, *sizes, "OUTPUT_DIR", str(output), *pairs]
+    return run_tool(main, train_parser(""), options(name, *given))
 
 
 def tool(name, monkeypatch, *words):
@@ -70,18 +71,19 @@ def test_a_run_on_boxes_alone_from_training_to_predictions(tmp_path, boxes, name
     final, plain = out / "model_final.pth", tmp_path / "plain.safetensors"
     stored = torch.load(final, weights_only=False)["model"]
     assert any(".branches." in key for key in stored)
-    assert tool("merge", monkeypatch, "--config-file", str(out / "config.yaml"), "--output", str(plain), "MODEL.WEIGHTS", str(final)) == 0
+    config = ["--config-file", str(out / "config.yaml")]
+    assert tool("merge", monkeypatch, *config, "--output", str(plain), "MODEL.WEIGHTS", str(final)) == 0
     image = str(next(boxes[1].rglob("*.[jp][pn]g")))
     results = []
     for weights, k in ((final, "[6, 4, 2]" if "3" in name else "[6]"), (plain, "None")):
         target = tmp_path / f"predicted_{weights.stem}"
         words = ["MODEL.WEIGHTS", str(weights), "MODEL.LORA_DETR.K", k]
-        arguments = ["--config-file", str(out / "config.yaml"), "--input", image, "--output", str(target), "--confidence-threshold", "0"]
-        assert tool("predict", monkeypatch, *arguments, *words) == 0
-        results.append(json.loads((target / "predictions.json").read_text()))
-    with_branches, without = results
-    assert len(with_branches) > 10 and "segmentation" not in with_branches[0]
-    assert [(r["bbox"], r["score"], r["category_id"]) for r in with_branches] == [(r["bbox"], r["score"], r["category_id"]) for r in without]
+        places = ["--input", image, "--output", str(target), "--confidence-threshold", "0"]
+        assert tool("predict", monkeypatch, *config, *places, *words) == 0
+        rows = json.loads((target / "predictions.json").read_text())
+        assert len(rows) > 10 and "segmentation" not in rows[0]
+        results.append([(row["bbox"], row["score"], row["category_id"]) for row in rows])
+    assert results[0] == results[1]
 
 
 def test_the_report_counts_branches_as_added(monkeypatch, capsys):
@@ -102,7 +104,7 @@ def test_bad_settings_end_before_the_first_iteration(tmp_path, boxes, words, par
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
-def test_without_branches_and_without_a_delta_there_is_nothing_to_merge(tmp_path, boxes, monkeypatch, capsys, small_model):
+def test_without_branches_and_without_a_delta_there_is_nothing_to_merge(tmp_path, monkeypatch, capsys, small_model):
     model = small_model("deformable_detr_R50")
     torch.save({"model": model.state_dict()}, tmp_path / "plain.pth")
     words = ["--output", str(tmp_path / "out.pth"), "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(tmp_path / "plain.pth")]

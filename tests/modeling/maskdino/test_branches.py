@@ -52,8 +52,8 @@ def test_every_branch_of_every_layer_has_all_losses(counts):
 
 
 def test_branches_that_start_as_copies_have_the_losses_of_their_layer_where_pairs_agree():
-    plain, branched = model(), model("MODEL.LORA_DETR.K", "[1]", "MODEL.LORA_DETR.RULE", "paper", "MODEL.LORA_DETR.TAU", "1.0",
-                                     "MODEL.LORA_DETR.MERGE_INDICES", "True")
+    merged = "MODEL.LORA_DETR.K [1] MODEL.LORA_DETR.TAU 1.0 MODEL.LORA_DETR.MERGE_INDICES True".split()
+    plain, branched = model(), model(*merged, "MODEL.LORA_DETR.RULE", "paper")
     branched.load_state_dict(plain.state_dict())
     losses = branched.train()(batch(3, 2))
     for name in ("loss_ce", "loss_bbox", "loss_giou"):  # nothing exceeds tau: all pairs are the one-to-one pairs
