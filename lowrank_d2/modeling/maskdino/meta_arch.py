@@ -1,17 +1,16 @@
 """Mask DINO as a Detectron2 meta-architecture."""
 import logging
-from typing import Any, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import BitMasks, ImageList, Instances, PolygonMasks
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowrank_d2.errors import ConfigError
 from lowrank_d2.layers.boxes import xyxy_to_cxcywh
-from lowrank_d2.layers.branches import training_only_names
-from lowrank_d2.layers.draws import Draws
 from lowrank_d2.modeling.branch_settings import BranchSettings
 from lowrank_d2.modeling.branch_weights import settle_branches
 from lowrank_d2.modeling.denoising import make_queries
@@ -19,21 +18,21 @@ from lowrank_d2.modeling.maskdino import configure, weights
 from lowrank_d2.modeling.maskdino.decoder import MaskDINODecoder
 from lowrank_d2.modeling.maskdino.inference import Frame, InferenceOptions, image_results
 from lowrank_d2.modeling.maskdino.pixel_decoder import MaskDINOPixelDecoder
+from lowrank_d2.modeling.meta_arch import MetaArch
 from lowrank_d2.modeling.predictions import Target
 from lowrank_d2.modeling.set_criterion import SetCriterion
-from lowrank_d2.peft import PeftConfig, apply_peft, eval_frozen
+from lowrank_d2.peft import PeftConfig
 
 logger = logging.getLogger(__name__)
 
 
 @META_ARCH_REGISTRY.register()
-class MaskDINO(nn.Module):
+class MaskDINO(MetaArch):
     """Backbone, pixel decoder, decoder; losses in training, Detectron2's results in evaluation.
 
     Attributes:
         class_dependent: names of the tensors that a checkpoint of other classes may have in other sizes; what is missing
             of all others, loading says by itself.
-        draws: where matching, losses and denoising get their random numbers; exchange it to record or replay a step.
     """
 
     class_dependent = weights.CLASS_DEPENDENT
@@ -58,31 +57,21 @@ class MaskDINO(nn.Module):
     ):
         """
         Args:
-            size_divisibility: the canvas of a batch is the largest image, rounded up to a multiple of this.
             denoising_queries: about how many an image gets in training; 0 for none.
             denoising_noise: see `make_queries`.
             mask_padding: padding is neither attended to, nor proposed, nor counted in position encodings (mends Q1).
             canvas_boxes: training boxes are fractions of the canvas, as in inference, not of the image (mends Q2).
             peft: what is added to the base model, and what trains.
         """
-        super().__init__()
+        super().__init__(pixel_mean=pixel_mean, pixel_std=pixel_std, size_divisibility=size_divisibility)
         self.backbone = backbone
         self.pixel_decoder = pixel_decoder
         self.decoder = decoder
         self.criterion = criterion
-        self.size_divisibility = size_divisibility
         self.denoising_queries, self.denoising_noise = denoising_queries, denoising_noise
         self.inference = inference
         self.mask_padding, self.canvas_boxes = mask_padding, canvas_boxes
-        self.draws = Draws()
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        branches = training_only_names(self)
-        self._base_shapes = {
-            name: tuple(tensor.shape) for name, tensor in self.state_dict().items() if name not in branches
-        }
-        apply_peft(self, peft)
-        self.register_load_state_dict_pre_hook(_adopt_state_dict)
+        self.finish(peft)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -136,21 +125,11 @@ class MaskDINO(nn.Module):
             "peft": peft,
         }
 
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
-    def train(self, mode: bool = True) -> "MaskDINO":
-        super().train(mode)
-        if mode:
-            eval_frozen(self)
-        return self
-
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's; `missing_keys` leaves out what was reported to keep its initialisation, to be listed once."""
-        incompatible = super().load_state_dict(state_dict, strict=strict, assign=assign)
-        incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in self._reported]
-        return incompatible
+    def adopt(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Collection[str]]:
+        if weights.is_upstream(tensors):
+            tensors = weights.from_upstream(tensors)
+        settle_branches(tensors, self, logger)
+        return tensors, weights.check_loaded(tensors, self.base_shapes, logger)
 
     def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """
@@ -162,7 +141,7 @@ class MaskDINO(nn.Module):
             In training the weighted losses by name, in evaluation a dict per image with "instances", "sem_seg" and
             "panoptic_seg" as the tasks ask for.
         """
-        images = self._preprocess(batched_inputs)
+        images = self.preprocess(batched_inputs)
         canvas = tuple(images.tensor.shape[-2:])
         valid = self._valid_share(images) if self.mask_padding else None
         features = self.pixel_decoder(self.backbone(images.tensor), valid)
@@ -206,10 +185,6 @@ class MaskDINO(nn.Module):
         deformable = ("sampling_offsets", "value_proj")
         return regular + tuple(f"{block}.{name}" for block in ("self_attn", "cross_attn") for name in deformable)
 
-    def _preprocess(self, batched_inputs: Sequence[dict[str, Any]]) -> ImageList:
-        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
-        return ImageList.from_tensors(images, self.size_divisibility)
-
     def _valid_share(self, images: ImageList) -> Tensor:
         """(N, 2): the share of the canvas' rows and columns that an image fills."""
         return torch.tensor(images.image_sizes, device=self.device) / torch.tensor(
@@ -250,14 +225,3 @@ def true_masks(instances: Instances) -> Tensor:
     if isinstance(masks, PolygonMasks):
         masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
     return masks.tensor if isinstance(masks, BitMasks) else masks.bool()
-
-
-def _adopt_state_dict(model: MaskDINO, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before loading: renames the original's and the fork's keys, refuses what would leave the model half loaded."""
-    tensors = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith(prefix)}
-    tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
-    if weights.is_upstream(tensors):
-        tensors = weights.from_upstream(tensors)
-    settle_branches(tensors, model, logger)
-    model._reported = weights.check_loaded(tensors, model._base_shapes, logger)
-    state_dict.update((prefix + name, tensor) for name, tensor in tensors.items())

@@ -1,14 +1,15 @@
 """AdaMixer (arXiv:2203.16507) as a Detectron2 meta-architecture, plain or with LORS (arXiv:2403.04303)."""
 import contextlib
 import logging
-from typing import Any, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lors import configure, weights
@@ -19,7 +20,8 @@ from lors.mixing import MixingSize
 from lors.neck import Neck
 from lors.sampling import Pyramid
 from lors.stage import StageOutput
-from lowrank_d2.peft import PeftConfig, apply_peft, eval_frozen
+from lowrank_d2.modeling.meta_arch import MetaArch
+from lowrank_d2.peft import PeftConfig
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ PADDED_TO = 32  # images of a batch are padded to a multiple of this, the coarse
 
 
 @META_ARCH_REGISTRY.register()
-class AdaMixer(nn.Module):
+class AdaMixer(MetaArch):
     """Backbone, neck, queries and decoder; losses in training, Detectron2's instances in evaluation.
 
     Norms of the backbone keep their statistics, as in the authors' code, but their scales and shifts train.
@@ -57,12 +59,11 @@ class AdaMixer(nn.Module):
         Args:
             features: name and stride of the backbone's maps that are sampled, in the order of the neck.
             mixing_size: of the decoder.
-            pixel_mean, pixel_std: of the channels, on 0..255, in the order of INPUT.FORMAT.
             frozen_stages: of a ResNet, 1 freezes the stem, k the stages up to res_k too.
             max_detections: of an image, if it has not fewer queries.
             peft: what is added to the base model, and what trains.
         """
-        super().__init__()
+        super().__init__(pixel_mean=pixel_mean, pixel_std=pixel_std, size_divisibility=PADDED_TO)
         self.backbone = backbone
         self.neck = neck
         self.queries = queries
@@ -71,32 +72,29 @@ class AdaMixer(nn.Module):
         self.mixing_size = mixing_size
         self.criterion = criterion
         self.max_detections = max_detections
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         for name in ("stem", *(f"res{k}" for k in range(2, frozen_stages + 1)))[: max(frozen_stages, 0)]:
             if hasattr(backbone, name):
                 getattr(backbone, name).requires_grad_(False)
-        self._base_shapes = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
-        self.class_dependent = frozenset(name for name in self._base_shapes if weights.CLASS_DEPENDENT.fullmatch(name))
-        apply_peft(self, peft)
-        self.register_load_state_dict_pre_hook(_adopt_state_dict)
+        self.finish(peft)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return configure.build_parts(cfg)
-
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
 
     def train(self, mode: bool = True) -> "AdaMixer":
         super().train(mode)
         for module in self.backbone.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
-        if mode:
-            eval_frozen(self)
         return self
+
+    @property
+    def class_dependent(self) -> frozenset[str]:
+        return frozenset(name for name in self.base_shapes if weights.CLASS_DEPENDENT.fullmatch(name))
+
+    def adopt(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Collection[str]]:
+        tensors = weights.from_upstream(tensors, self.mixing_size)
+        return tensors, weights.check_loaded(tensors, self.base_shapes, logger)
 
     def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """
@@ -107,7 +105,7 @@ class AdaMixer(nn.Module):
         Returns:
             In training the weighted losses by name, in evaluation a dict per image with "instances".
         """
-        images = self._preprocess(batched_inputs)
+        images = self.preprocess(batched_inputs)
         outputs = self.predict(images)
         if self.training:
             losses, accuracies = self.criterion(outputs, [self._truth(x["instances"]) for x in batched_inputs])
@@ -144,10 +142,6 @@ class AdaMixer(nn.Module):
         """Where low-rank methods go by default: query and value of the attention, and the sampling offsets."""
         return ("attention.qkv[q,v]", "sampling.offsets")
 
-    def _preprocess(self, batched_inputs: Sequence[dict[str, Any]]) -> ImageList:
-        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
-        return ImageList.from_tensors(images, PADDED_TO)
-
     def _truth(self, instances: Instances) -> Objects:
         instances = instances.to(self.device)
         kept = instances.gt_boxes.nonempty()
@@ -161,11 +155,3 @@ def _record(accuracies: Mapping[str, Tensor]) -> None:
     with contextlib.suppress(AssertionError):  # outside of a run there is no storage
         storage = get_event_storage()
         storage.put_scalars(**dict(zip(accuracies, torch.stack(list(accuracies.values())).tolist())))
-
-
-def _adopt_state_dict(model: AdaMixer, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before loading: renames the keys of others, refuses what would leave the model half loaded."""
-    tensors = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith(prefix)}
-    tensors = weights.from_upstream({name[len(prefix) :]: x for name, x in tensors.items()}, model.mixing_size)
-    weights.check_loaded(tensors, model._base_shapes, logger)
-    state_dict.update((prefix + name, tensor) for name, tensor in tensors.items())

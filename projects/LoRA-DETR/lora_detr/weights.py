@@ -122,7 +122,6 @@ def check_loaded(tensors: dict[str, Tensor], model: nn.Module, logger: logging.L
 
     Args:
         tensors: changed in place.
-        model: knows the shapes of its base tensors as `_base_shapes`.
 
     Returns:
         what else keeps its initialisation, already told to the logger.
@@ -130,17 +129,15 @@ def check_loaded(tensors: dict[str, Tensor], model: nn.Module, logger: logging.L
     Raises:
         CheckpointError: nothing matches, a shape differs, or a part of the model would be loaded incompletely.
     """
-    expected = model._base_shapes
-    if not expected.keys() & tensors.keys():
+    base = model.base_shapes
+    if not base.keys() & tensors.keys():
         raise CheckpointError(
             f"None of the {len(tensors)} tensors of the checkpoint belongs to {type(model).__name__} (the first is "
             f"{next(iter(tensors), 'missing')}). Name a checkpoint of this model, or of its backbone, in MODEL.WEIGHTS."
         )
-    for name in [name for name in tensors if name.endswith(".num_batches_tracked") and name not in expected]:
+    for name in [name for name in tensors if name.endswith(".num_batches_tracked") and name not in base]:
         del tensors[name]  # frozen norms do not count
     settle_branches(tensors, model, logger)
-    branches = training_only_names(model)
-    base = {name: shape for name, shape in expected.items() if name not in branches}
     wrong = [name for name in base if name in tensors and tuple(tensors[name].shape) != tuple(base[name])]
     fatal = [name for name in wrong if not CLASS_DEPENDENT.search(name)]
     if fatal:

@@ -3,20 +3,20 @@
 Of the original, this is what segments and classifies; its prompts by strokes, sentences and examples are left out.
 """
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import ImageList, Instances
-from torch import Tensor, nn
+from detectron2.structures import Instances
+from torch import Tensor
 
-from lowrank_d2.layers.draws import Draws
 from lowrank_d2.modeling.maskdino.meta_arch import true_masks
+from lowrank_d2.modeling.meta_arch import MetaArch
 from lowrank_d2.modeling.predictions import Predictions, Target
 from lowrank_d2.modeling.set_criterion import SetCriterion
-from lowrank_d2.peft import PeftConfig, apply_peft, eval_frozen
+from lowrank_d2.peft import PeftConfig
 from lowrank_d2.peft.trainable import added_names
 from seem import configure, weights
 from seem.class_text import ClassText
@@ -31,14 +31,13 @@ LOSS_NAMES = {"loss_ce": "loss_mask_ce", "loss_mask": "loss_mask_bce", "loss_dic
 
 
 @META_ARCH_REGISTRY.register()
-class SEEM(nn.Module):
+class SEEM(MetaArch):
     """Backbone, pixel decoder, decoder and the words; losses in training, Detectron2's results in evaluation.
 
     Attributes:
         class_dependent: names of the tensors that depend on the classes: none, so that any words do.
         from_upstream: published names -> ours, for tuned files of the paper's authors.
         class_names: what the outputs are called, in their order.
-        draws: where matching, losses and templates get their random numbers; exchange it to record or replay a step.
     """
 
     class_dependent: frozenset[str] = frozenset()
@@ -65,45 +64,34 @@ class SEEM(nn.Module):
     ):
         """
         Args:
-            size_divisibility: the canvas of a batch is the largest image, rounded up to a multiple of this.
             freeze_text: the words' part trains with none of MODEL.PEFT.TRAIN's values.
             text_multiplier, embeddings_multiplier: learning rates of the words' part, and of the class and mask heads
                 beside what methods add, relative to the others'.
             peft: what is added to the base model, and what trains.
         """
-        super().__init__()
+        super().__init__(pixel_mean=pixel_mean, pixel_std=pixel_std, size_divisibility=size_divisibility)
         self.backbone = backbone
         self.pixel_decoder = pixel_decoder
         self.decoder = decoder
         self.text = text
         self.criterion = criterion
         self.class_names = list(class_names)
-        self.size_divisibility = size_divisibility
         self.inference = inference
         self.freeze_text = freeze_text
         self.text_multiplier, self.embeddings_multiplier = text_multiplier, embeddings_multiplier
-        self.draws = Draws()
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        self._base_shapes = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
         if freeze_text:
             text.requires_grad_(False)
-        apply_peft(self, peft)
-        self.register_load_state_dict_pre_hook(_adopt_state_dict)
+        self.finish(peft)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return configure.build_parts(cfg)
 
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
-    def train(self, mode: bool = True) -> "SEEM":
-        super().train(mode)
-        if mode:
-            eval_frozen(self)
-        return self
+    def adopt(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Collection[str]]:
+        if weights.is_upstream(tensors):
+            tensors = weights.from_upstream(tensors)
+        weights.check_loaded(tensors, self.base_shapes, added_names(self), logger)
+        return tensors, ()
 
     def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """
@@ -115,7 +103,7 @@ class SEEM(nn.Module):
             In training the weighted losses by the original's names, in which 0 is the last prediction; in evaluation a
             dict per image with "instances", "sem_seg" and "panoptic_seg" as the tasks ask for.
         """
-        images = self._preprocess(batched_inputs)
+        images = self.preprocess(batched_inputs)
         canvas = tuple(images.tensor.shape[-2:])
         predictions = self.predict(images.tensor)
         if not self.training:
@@ -158,10 +146,6 @@ class SEEM(nn.Module):
             rates |= {name: self.embeddings_multiplier for name in self.peft_parts()["embeddings"]}
         return rates
 
-    def _preprocess(self, batched_inputs: Sequence[dict[str, Any]]) -> ImageList:
-        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
-        return ImageList.from_tensors(images, self.size_divisibility)
-
 
 def _target(instances: Instances, canvas: tuple[int, int]) -> Target:
     masks = true_masks(instances).to(instances.gt_classes.device)
@@ -177,13 +161,3 @@ def _by_original_names(losses: dict[str, Tensor], num_aux: int) -> dict[str, Ten
         base, _, layer = name.rpartition("_") if name[-1].isdigit() else (name, "", num_aux)
         named[f"{LOSS_NAMES[base]}_{num_aux - int(layer)}"] = loss
     return named
-
-
-def _adopt_state_dict(model: SEEM, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before loading: renames the original's keys, leaves out what has no use, refuses what would be half a model."""
-    tensors = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith(prefix)}
-    tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
-    if weights.is_upstream(tensors):
-        tensors = weights.from_upstream(tensors)
-    weights.check_loaded(tensors, model._base_shapes, added_names(model), logger)
-    state_dict.update((prefix + name, tensor) for name, tensor in tensors.items())

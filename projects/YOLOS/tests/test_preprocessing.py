@@ -19,7 +19,7 @@ def test_pixels_are_those_of_transformers_processor(tmp_path, name, short, longe
     pixels = np.kron(random.integers(0, 256, (12, 16, 3), dtype=np.uint8), np.ones((10, 10, 1), np.uint8))  # 120 x 160
     Image.fromarray(pixels).save(tmp_path / "a.png")
     cfg = load_config(str(CONFIGS / f"{name}.yaml"), ["MODEL.DEVICE", "cpu", "MODEL.YOLOS.DEPTH", "1"])
-    ours = build_model(cfg)._preprocess([LowRankMapper(cfg, False)({"file_name": str(tmp_path / "a.png")})]).tensor
+    ours = build_model(cfg).preprocess([LowRankMapper(cfg, False)({"file_name": str(tmp_path / "a.png")})]).tensor
     processor = peer.YolosImageProcessorPil(size={"shortest_edge": short, "longest_edge": longest})
     theirs = torch.as_tensor(np.asarray(processor(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"]))
     assert ours.shape == theirs.shape == (1, 3, short, short * 160 // 120 // 16 * 16)

@@ -1,18 +1,20 @@
 """YOLOS (arXiv:2106.00666) as a Detectron2 meta-architecture: a plain vision transformer that answers with boxes."""
 import logging
-from typing import Any, Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import ImageList, Instances
-from torch import Tensor, nn
+from detectron2.structures import Instances
+from torch import Tensor
 
 from lowrank_d2.layers.boxes import xyxy_to_cxcywh
 from lowrank_d2.layers.mlp import MLP
 from lowrank_d2.modeling import coco_labels
+from lowrank_d2.modeling.meta_arch import MetaArch
 from lowrank_d2.modeling.predictions import Prediction, Target
-from lowrank_d2.peft import PeftConfig, apply_peft, eval_frozen
+from lowrank_d2.peft import PeftConfig
 from yolos import configure, weights
 from yolos.criterion import YOLOSCriterion
 from yolos.decode import DecodeOptions, decode
@@ -25,7 +27,7 @@ Size = tuple[int, int]  # height and width
 
 
 @META_ARCH_REGISTRY.register()
-class YOLOS(nn.Module):
+class YOLOS(MetaArch):
     """Losses in training, Detectron2's instances in evaluation.
 
     Images of a batch are padded with zeros (the mean colour) to the right and below; nothing masks the padding, as in
@@ -51,11 +53,10 @@ class YOLOS(nn.Module):
             backbone: images to detection tokens of width `embed_dim`.
             num_classes: classes of the data.
             coco_ids: with 80 classes the logits stand at COCO's category ids.
-            pixel_mean, pixel_std: of the channels, on 0..255, in the order of INPUT.FORMAT.
             options: how predictions become instances.
             peft: what is added to the base model, and what trains.
         """
-        super().__init__()
+        super().__init__(pixel_mean=pixel_mean, pixel_std=pixel_std)
         outputs = coco_labels.num_labels(num_classes, coco_ids) + 1
         self.backbone = backbone
         self.class_embed = MLP(input_dim=embed_dim, hidden_dim=embed_dim, output_dim=outputs, num_layers=3)
@@ -65,30 +66,29 @@ class YOLOS(nn.Module):
         label_of_class = torch.tensor(coco_labels.label_of_class(num_classes, coco_ids), dtype=torch.int64)
         class_of_label = torch.full((outputs - 1,), -1)
         class_of_label[label_of_class] = torch.arange(num_classes)
-        for name, table in (
-            ("label_of_class", label_of_class),
-            ("class_of_label", class_of_label),
-            ("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1)),
-            ("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1)),
-        ):
-            self.register_buffer(name, table, persistent=False)
-        self._base_shapes = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
-        apply_peft(self, peft)
-        self.register_load_state_dict_pre_hook(_adopt_state_dict)
+        self.register_buffer("label_of_class", label_of_class, persistent=False)
+        self.register_buffer("class_of_label", class_of_label, persistent=False)
+        self.finish(peft)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return configure.build_parts(cfg)
 
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
-    def train(self, mode: bool = True) -> "YOLOS":
-        super().train(mode)
-        if mode:
-            eval_frozen(self)
-        return self
+    def adopt(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Collection[str]]:
+        if weights.is_transformers(tensors):
+            tensors = weights.from_transformers(tensors)
+            eps = self.backbone.norm.eps
+            if eps != weights.TRANSFORMERS_EPS:
+                logger.warning(
+                    "These are transformers' weights, and MODEL.YOLOS.LAYER_NORM_EPS is %g. To get transformers' numbers "
+                    "exactly, set it to the layer_norm_eps of their config.json (published: %g).",
+                    eps, weights.TRANSFORMERS_EPS,
+                )
+        elif weights.is_classifier(tensors):
+            det_positions = self.backbone.pos_embed.detach()[:, -self.backbone.num_det_tokens :]
+            tensors = weights.from_classifier(tensors, self.backbone.initial_grid, det_positions)
+        weights.check_loaded(tensors, self.base_shapes, logger)
+        return tensors, ()
 
     def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """
@@ -99,7 +99,7 @@ class YOLOS(nn.Module):
         Returns:
             In training the weighted losses by name, in evaluation a dict per image with "instances".
         """
-        images = self._preprocess(batched_inputs)
+        images = self.preprocess(batched_inputs)
         prediction = self.predict(images.tensor)
         seen = [self._seen(size, images.tensor.shape[-2:]) for size in images.image_sizes]
         if self.training:
@@ -139,10 +139,6 @@ class YOLOS(nn.Module):
         exempt = {"backbone.pos_embed", "backbone.cls_token", "backbone.det_token"}
         return exempt | {name for name, parameter in self.backbone.named_parameters("backbone") if parameter.dim() == 1}
 
-    def _preprocess(self, batched_inputs: Sequence[dict[str, Any]]) -> ImageList:
-        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
-        return ImageList.from_tensors(images)
-
     def _seen(self, size: Size, canvas: Sequence[int]) -> Size:
         """The part of an image that lies in whole patches of the canvas; boxes are fractions of it."""
         patch = self.backbone.patch_size
@@ -158,24 +154,3 @@ class YOLOS(nn.Module):
         return Target(
             labels=self.label_of_class[instances.gt_classes[kept]], boxes=xyxy_to_cxcywh(boxes.tensor[kept]) / scale
         )
-
-
-def _adopt_state_dict(model: YOLOS, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before loading: renames the keys of others, refuses what would leave the model half loaded."""
-    tensors = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith(prefix)}
-    tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
-    if weights.is_transformers(tensors):
-        tensors = weights.from_transformers(tensors)
-        eps = model.backbone.norm.eps
-        if eps != weights.TRANSFORMERS_EPS:
-            logger.warning(
-                "These are transformers' weights, and MODEL.YOLOS.LAYER_NORM_EPS is %g. To get transformers' numbers "
-                "exactly, set it to the layer_norm_eps of their config.json (published: %g).",
-                eps, weights.TRANSFORMERS_EPS,
-            )
-    elif weights.is_classifier(tensors):
-        backbone = model.backbone
-        det_positions = backbone.pos_embed.detach()[:, -backbone.num_det_tokens :]
-        tensors = weights.from_classifier(tensors, backbone.initial_grid, det_positions)
-    weights.check_loaded(tensors, model._base_shapes, logger)
-    state_dict.update((prefix + name, tensor) for name, tensor in tensors.items())

@@ -91,7 +91,7 @@ def test_with_the_mend_padding_is_marked_and_the_default_knows_none(tiny_model, 
 
 def test_padding_is_zero_after_normalisation(tiny_model, images):
     model = tiny_model()
-    tensor = model._preprocess(images).tensor
+    tensor = model.preprocess(images).tensor
     assert tensor.shape == (2, 3, 64, 96) and tensor[1, :, 50:].abs().max() == 0
     torch.testing.assert_close(tensor[0, 0], (images[0]["image"][0] - model.pixel_mean[0]) / model.pixel_std[0])
 
