@@ -82,7 +82,7 @@ def test_in_bfloat16_boxes_stay_exact(small_model, batch, name):
     expected = model(batch)
     with torch.autocast("cpu", torch.bfloat16):
         losses = model(batch)
-        outputs = model.predict(model._preprocess(batch))
+        outputs = model.predict(model.preprocess(batch))
     assert all(output.boxes.dtype == torch.float32 for output in outputs)
     assert losses["stage0_loss_bbox"].item() == pytest.approx(expected["stage0_loss_bbox"].item(), rel=0.05)
     sum(losses.values()).backward()
