@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lowrank_d2.layers.ms_deform_attn.backend import has_kernel
 from lowrank_d2.layers.parallel import in_parallel
 
 ROWS_AT_ONCE = 8  # whose order the processor caches while it is searched
@@ -26,6 +27,33 @@ def sample_at(maps: Tensor, points: Tensor) -> Tensor:
     # grid_sample is three times slower on a transposed grid, and arithmetic keeps the transposition.
     grid = points.contiguous().mul(2).sub_(1)
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def masks_at(masks: Tensor, points: Tensor) -> Tensor:
+    """Bilinear values of each mask at its own points, without a gradient: (R, H, W) and (R, P, 2) -> (R, P)."""
+    if _compiled(masks, points):
+        return torch.ops.lowrank_d2.masks_at_points(masks, points, None)
+    return sample_at(masks[:, None], points[:, None])[:, 0, 0]
+
+
+def labels_at(masks: Tensor, rows: Tensor, points: Tensor, groups: int = 1) -> Tensor:
+    """Bilinear values of true masks, each at the points of the predictions that it is compared with.
+
+    Args:
+        masks: (n, H, W) bool.
+        rows: (R,) int64, the mask that each prediction is compared with.
+        points: (R, P, 2).
+        groups: `rows` is one run of masks, repeated as many times.
+
+    Returns:
+        (R, P) in [0, 1].
+    """
+    if _compiled(points):
+        return torch.ops.lowrank_d2.masks_at_points(masks, points, rows)
+    # Each mask is sampled once at the points of all groups; a mask per row would copy every mask for every group.
+    instances = len(rows) // groups
+    by_instance = points.unflatten(0, (groups, instances)).transpose(0, 1)
+    return sample_at(masks[rows[:instances], None].float(), by_instance)[:, 0].transpose(0, 1).flatten(0, 1)
 
 
 def mask_losses_at(masks: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,7 +75,7 @@ def mask_losses_at(masks: Tensor, points: Tensor, labels: Tensor) -> tuple[Tenso
 class _MaskLosses(torch.autograd.Function):
     @staticmethod
     def forward(masks, points, labels):
-        logits = sample_at(masks[:, None], points[:, None])[:, 0, 0]
+        logits = masks_at(masks, points)
         return point_bce(logits, labels), point_dice(logits, labels), logits
 
     @staticmethod
@@ -73,6 +101,8 @@ class _MaskLosses(torch.autograd.Function):
 
 def _spread(grad: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
     """The gradient of maps (R, H, W), from that of their values at points (R, P, 2): (R, P) -> (R, H, W)."""
+    if _compiled(grad, points):
+        return torch.ops.lowrank_d2.masks_at_points_backward(grad, points, *size)
     # The maps would only matter for the gradient of the points.
     maps = grad.new_zeros(()).expand(len(grad), 1, *size)
     grid, bilinear, zeros = points[:, None].mul(2).sub_(1), 0, 0
@@ -118,6 +148,8 @@ def least_certain(masks: Tensor, candidates: Tensor, keep: int) -> Tensor:
     Returns:
         (R, keep, 2), in no particular order.
     """
+    if _compiled(masks, candidates):
+        return torch.ops.lowrank_d2.least_certain_points(masks, candidates, keep)
     distance = masks.new_empty(candidates.shape[:2])
     # On the CPU few masks at a time, of whose points no second copy needs memory that would be new to the process.
     rows = ROWS_AT_ONCE if masks.device.type == "cpu" else max(1, len(masks))
@@ -125,6 +157,11 @@ def least_certain(masks: Tensor, candidates: Tensor, keep: int) -> Tensor:
         torch.abs(sample_at(mask[:, None], points[:, None])[:, 0, 0], out=out)
     # As complex numbers the points are gathered whole, five times faster than their coordinates.
     return torch.view_as_real(torch.view_as_complex(candidates).gather(1, _smallest(distance, keep)))
+
+
+def _compiled(*tensors: Tensor) -> bool:
+    """Whether the compiled library serves them."""
+    return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors) and has_kernel("cpu")
 
 
 def _smallest(values: Tensor, keep: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lowrank_d2.layers.boxes import cxcywh_to_xyxy, giou
 from lowrank_d2.layers.draws import Draws
 from lowrank_d2.layers.linear import linear
-from lowrank_d2.layers.points import least_certain, mask_losses_at, sample_at
+from lowrank_d2.layers.points import labels_at, least_certain, mask_losses_at
 from lowrank_d2.modeling.branch_settings import BranchSettings
 from lowrank_d2.modeling.denoising import DenoisingLayout
 from lowrank_d2.modeling.matcher import HungarianMatcher, Pairs
@@ -301,7 +301,7 @@ class SetCriterion:
         drawn = zip(candidates.split(counts), random.split(counts))
         for own, (own_candidates, own_random), pair, target in zip(masks, drawn, assigned.pairs, step.targets):
             points = torch.cat((least_certain(own, own_candidates, self.num_least_certain), own_random), dim=1)
-            losses = mask_losses_at(own, points, _true_labels(target.masks, pair, points))
+            losses = mask_losses_at(own, points, labels_at(target.masks, pair.targets, points, pair.groups))
             bce.append(losses[0])
             dice.append(losses[1])
         return torch.cat(bce).sum() / assigned.num, torch.cat(dice).sum() / assigned.num
@@ -344,17 +344,6 @@ def _assigned_masks(step: _Step, assigned: Mapping[str, _Assigned]) -> dict[str,
     for image, own in enumerate(zip(*embeds.values())):
         images.append(step.masks(image, torch.cat(own)).split([len(embed) for embed in own]))
     return dict(zip(embeds, map(list, zip(*images))))
-
-
-def _true_labels(masks: Tensor, pair: Pairs, points: Tensor) -> Tensor:
-    """Values of the paired true masks (bool) at each pair's own points: (R, P, 2) -> (R, P).
-
-    Each mask is sampled once at the points of all groups; a mask per pair would copy every mask for every group.
-    """
-    instances = len(pair.targets) // pair.groups
-    masks = masks[pair.targets[:instances], None].float()
-    by_instance = points.unflatten(0, (pair.groups, instances)).transpose(0, 1)
-    return sample_at(masks, by_instance)[:, 0].transpose(0, 1).flatten(0, 1)
 
 
 def _box_labels(cfg) -> Optional[Collection[int]]:

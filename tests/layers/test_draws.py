@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_d2.layers.draws import Draws, RecordingDraws, ReplayDraws
+from lowrank_d2.layers import draws
+from lowrank_d2.layers.draws import Draws, RecordingDraws, ReplayDraws, many_uniform
 
 
 def test_fresh_draws_follow_torchs_seed_and_their_ranges():
@@ -57,3 +58,24 @@ def test_many_numbers_do_not_depend_on_the_number_of_threads():
         drawn.append(Draws().uniform("a", (700_000,)))
     torch.set_num_threads(threads)
     assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("seed, count", [(0, 2), (5, 1), (2**63 - 2, 700_001), (-3, 262_145)])
+def test_many_numbers_are_the_same_compiled_and_in_numpy(monkeypatch, seed, count):
+    if not draws.has_kernel("cpu"):
+        pytest.skip("no compiled operator on this machine")
+    compiled = many_uniform(seed, count)
+    monkeypatch.setattr(draws, "has_kernel", lambda device: False)
+    assert torch.equal(many_uniform(seed, count), compiled)
+
+
+def test_many_numbers_are_those_of_splitmix64():
+    """The generator of https://prng.di.unimi.it/splitmix64.c by plain integers."""
+    state, expected = 77, []
+    for _ in range(4):
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        z = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        z ^= z >> 31
+        expected += [(z % 2**32 >> 8) / 2**24, (z >> 40) / 2**24]
+    assert many_uniform(77, 8).tolist() == expected

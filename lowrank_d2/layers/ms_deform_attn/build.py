@@ -103,7 +103,9 @@ def build(folder: Path, extra_flags: tuple[str, ...] = ()) -> Path:
 def _compile(folder: Path, extra_flags: tuple[str, ...]) -> Path:
     program, torch = compiler(), torch_folder()
     common = [program, *FLAGS, *extra_flags]
-    steps = [[*common, TARGET, f"-I{torch / 'include'}", "-c", str(SOURCES / "ms_deform_attn.cpp"), "-o", "entry.o"]]
+    steps = []
+    for name in ("ms_deform_attn", "masks"):
+        steps.append([*common, TARGET, f"-I{torch / 'include'}", "-c", str(SOURCES / f"{name}.cpp"), "-o", f"{name}.o"])
     for name, flags in instruction_sets().items():
         define = f"-DLOWRANK_D2_INSTRUCTION_SET={name}"
         steps.append([*common, *flags, "-Wno-psabi", define, "-c", str(SOURCES / "kernel.cpp"), "-o", f"{name}.o"])

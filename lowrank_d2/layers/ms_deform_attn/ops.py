@@ -12,7 +12,7 @@ from typing import Any, Optional, Sequence
 import torch
 from torch import Tensor
 
-ABI = 1  # of these schemas; the libraries export theirs
+ABI = 2  # of these schemas; the libraries export theirs
 NAMESPACE = "lowrank_d2"
 NAME = f"{NAMESPACE}::ms_deform_attn"
 BACKWARD = f"{NAME}_backward"
@@ -27,6 +27,18 @@ _library.define(
     "Tensor? reference, bool for_value, bool for_points) -> (Tensor, Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
+
+# What `layers.points` and `layers.draws` do with PyTorch's operators elsewhere, for float32 on the CPU (csrc/cpu/masks.h).
+# None has a gradient: those who call them have one.
+_library.define("masks_at_points(Tensor masks, Tensor points, Tensor? rows) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
+_library.define(
+    "masks_at_points_backward(Tensor grad, Tensor points, SymInt height, SymInt width) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_library.define(
+    "least_certain_points(Tensor masks, Tensor candidates, SymInt keep) -> Tensor", tags=torch.Tag.pt2_compliant_tag
+)
+_library.define("uniform_numbers(int seed, int count) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
 
 # The CUDA library asks at every backward pass, also of a compiled or recorded one, and then adds in one order. On the CPU
 # there is but one order.
@@ -54,6 +66,21 @@ def _(
     needed = (value, for_value), (places, for_points), (weights, for_points)
     value, places, weights = (x.new_empty(x.shape if wanted else 0) for x, wanted in needed)
     return value, places, weights
+
+
+@torch.library.register_fake(f"{NAMESPACE}::masks_at_points")
+def _(masks: Tensor, points: Tensor, rows: Optional[Tensor]) -> Tensor:
+    return points.new_empty(points.shape[:2])
+
+
+@torch.library.register_fake(f"{NAMESPACE}::masks_at_points_backward")
+def _(grad: Tensor, points: Tensor, height: int, width: int) -> Tensor:
+    return grad.new_empty((len(grad), height, width))
+
+
+@torch.library.register_fake(f"{NAMESPACE}::least_certain_points")
+def _(masks: Tensor, candidates: Tensor, keep: int) -> Tensor:
+    return candidates.new_empty((len(candidates), keep, 2))
 
 
 def _keep_inputs(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -32,4 +32,12 @@ for name in (b"avx512", b"avx2", b"baseline"):
         out = case.compiled()
         case.gradients(out, torch.ones_like(out))
         done += 1
+    for height, width, count in itertools.product((1, 7), (1, 20), (1, 63, 129)):
+        masks, points = torch.randn(3, height, width), 1.4 * torch.rand(3, count, 2) - 0.2
+        points[0, 0], points[1, 0] = float("nan"), float("-inf")
+        torch.ops.lowrank_d2.masks_at_points(masks, points, None)
+        torch.ops.lowrank_d2.masks_at_points(masks > 0, points, torch.tensor([2, 0, 0]))
+        torch.ops.lowrank_d2.masks_at_points_backward(torch.randn(3, count), points, height, width)
+        torch.ops.lowrank_d2.least_certain_points(masks, points, (count + 1) // 2)
+        torch.ops.lowrank_d2.uniform_numbers(done, count)
 print("calls", done)

@@ -3,6 +3,7 @@
 // A head's cells are copied side by side into maps with an empty border (problem.h), which stay in the cache while its
 // queries read them: in `value` a head occupies 1 line in 8 and would evict itself. Then a point is two runs of two cells
 // without a condition. Each output has one writer and one order of additions, so results do not depend on threads.
+#include "masks.h"
 #include "points.h"
 
 #ifndef LOWRANK_D2_INSTRUCTION_SET
@@ -294,6 +295,8 @@ constexpr Kernels<T> kernels() {
 
 }  // namespace
 
-const InstructionSet LOWRANK_D2_INSTRUCTION_SET = {kernels<float>(), kernels<double>()};
+const InstructionSet LOWRANK_D2_INSTRUCTION_SET = {
+    kernels<float>(), kernels<double>(),
+    {sample_mask<float>, sample_mask<uint8_t>, spread_over_mask, least_certain, fill_uniform}};
 
 }  // namespace lowrank_d2

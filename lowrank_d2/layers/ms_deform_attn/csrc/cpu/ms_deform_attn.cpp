@@ -22,7 +22,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int ABI = 1;  // of the schemas and of the exported functions below; ops.py asks for it
+constexpr int ABI = 2;  // of the schemas and of the exported functions below; ops.py asks for it
 
 // Instruction sets that this machine has, best first.
 struct Choice {
@@ -45,9 +45,14 @@ std::vector<Choice> supported() {
 
 std::atomic<int> chosen{0};
 
+const std::vector<Choice>& choices() {
+  static const std::vector<Choice> all = supported();
+  return all;
+}
+
 template <typename T>
 const Kernels<T>& kernels_for(int64_t channels) {
-  static const std::vector<Choice> all = supported();
+  const std::vector<Choice>& all = choices();
   const auto of = [](const Choice& choice) -> const Kernels<T>& {
     if constexpr (std::is_same_v<T, float>) return choice.kernels->of_float;
     else return choice.kernels->of_double;
@@ -256,6 +261,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor
 
 }  // namespace
 
+const InstructionSet& best_instruction_set() { return *choices()[chosen].kernels; }
+
 STABLE_TORCH_LIBRARY_IMPL(lowrank_d2, CPU, m) {
   m.impl("ms_deform_attn", TORCH_BOX(&forward));
   m.impl("ms_deform_attn_backward", TORCH_BOX(&backward));
@@ -269,12 +276,12 @@ LOWRANK_D2_EXPORT int lowrank_d2_ops_abi() { return lowrank_d2::ABI; }
 
 // Name of the instruction set in use.
 LOWRANK_D2_EXPORT const char* lowrank_d2_instruction_set() {
-  return lowrank_d2::supported()[lowrank_d2::chosen].name;
+  return lowrank_d2::choices()[lowrank_d2::chosen].name;
 }
 
 // Uses another instruction set. 0 where this machine lacks it: for tests and measurements.
 LOWRANK_D2_EXPORT int lowrank_d2_use_instruction_set(const char* name) {
-  const auto all = lowrank_d2::supported();
+  const auto& all = lowrank_d2::choices();
   for (size_t i = 0; i < all.size(); ++i)
     if (std::strcmp(all[i].name, name) == 0) return lowrank_d2::chosen = int(i), 1;
   return 0;

@@ -63,13 +63,25 @@ struct Kernels {
   int lanes;  // of a vector; without packing, the channels must be a multiple
 };
 
+// Masks at points, see masks.h.
+struct MaskKernels {
+  void (*sample)(const float* mask, int32_t height, int32_t width, const float* points, int64_t count, float* values);
+  void (*sample_bool)(const uint8_t* mask, int32_t height, int32_t width, const float* points, int64_t count, float* values);
+  void (*spread)(const float* grad, int32_t height, int32_t width, const float* points, int64_t count, float* mask);
+  void (*least_certain)(const float* values, const float* points, int64_t count, int64_t keep, int32_t* scratch, float* chosen);
+  void (*fill_uniform)(uint64_t seed, int64_t begin, int64_t end, float* numbers);
+};
+
 struct InstructionSet {
   Kernels<float> of_float;
   Kernels<double> of_double;
+  MaskKernels of_masks;
 };
 
 extern const InstructionSet baseline;
 extern const InstructionSet avx2;
 extern const InstructionSet avx512;
+
+const InstructionSet& best_instruction_set();  // of this machine, or the one that was asked for
 
 }  // namespace lowrank_d2

@@ -24,7 +24,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int ABI = 1;  // of the schemas and of the exported function below
+constexpr int ABI = 2;  // of the schemas and of the exported function below
 
 template <class T>
 constexpr ScalarType TYPE = ScalarType::Float;
