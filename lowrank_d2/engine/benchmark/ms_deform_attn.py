@@ -118,11 +118,9 @@ def _times(device: str, dtype: str, rounds: int, kind: str) -> dict:
 def _memory(device: str, dtype: str) -> float:
     torch.set_num_threads(THREADS)
     inputs, grad = _inputs(device, getattr(torch, dtype))
-    # A tiny call first: what libraries load once is not the operator's.
-    tiny = [x[:, :1] for x in inputs[1:]]
-    ms_deform_attn(inputs[0], LEVELS, *tiny).sum().backward()
-    for x in inputs:
-        x.grad = None
+    # A tiny call first: what is loaded once, such as sympy by torch.autograd.grad, is not the operator's.
+    tiny = [inputs[0], *(x.detach()[:, :1].requires_grad_() for x in inputs[1:])]
+    torch.autograd.grad(ms_deform_attn(tiny[0], LEVELS, *tiny[1:]), tiny, grad[:, :1])
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
