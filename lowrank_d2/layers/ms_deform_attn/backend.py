@@ -96,8 +96,8 @@ def _choose(device: str, recipe: ModuleType) -> Backend:
     if wanted:
         raise ConfigError(f"LOWRANK_D2_OPS={wanted} cannot be had: {obstacles[0]}. Unset it to take what there is.")
     warnings.warn(
-        f"Multi-scale deformable attention runs in its PyTorch form on {device}, several times slower than compiled: "
-        f"{obstacles[-1]}. `python -m lowrank_d2.env` tells more; LOWRANK_D2_OPS=torch silences this.",
+        f"The operators of lowrank_d2 run in their PyTorch form on {device}, multi-scale deformable attention several times "
+        f"slower than compiled: {obstacles[-1]}. `python -m lowrank_d2.env` tells more; LOWRANK_D2_OPS=torch silences this.",
         RuntimeWarning,
         stacklevel=3,
     )
@@ -180,7 +180,7 @@ def cached_library(seconds: float = LOCK_SECONDS, recipe: ModuleType = build) ->
         failure = folder / f"failed-{_compiler_mark(recipe)}"
         if failure.exists():
             raise build.BuildError(f"an earlier attempt failed ({failure}, which you may delete): {failure.read_text()}")
-        logger.info("Compiling multi-scale deformable attention into %s, once; less than a minute", folder)
+        logger.info("Compiling the operators of lowrank_d2 into %s, once; less than a minute", folder)
         try:
             recipe.build(folder)
         except build.BuildError as error:
