@@ -35,9 +35,16 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
 def _convolved(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     # One row of pixels, channels last: neither the tokens nor the result move in memory.
     row = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
-    y = F.conv2d(row, weight[:, :, None, None], bias)
+    y = _convolution(row, weight[:, :, None, None], bias)
     # Not a view for autograd, which would forbid an in-place ReLU on what a Function of its own returns.
     return torch.ops.aten._unsafe_view(y.permute(0, 2, 3, 1).contiguous(), [*x.shape[:-1], len(weight)])
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    if torch.get_num_threads() > 1:
+        return F.conv2d(x, weight, bias)
+    # With one thread conv2d gives such a convolution to MKL as well.
+    return torch.ops.aten.mkldnn_convolution(x, weight, bias, (0, 0), (1, 1), (1, 1), 1)
 
 
 class _WithFrozenWeight(torch.autograd.Function):
@@ -73,7 +80,6 @@ def _by_convolution(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * len(weight) >= _WORTHWHILE
-        and torch.get_num_threads() > 1  # with one thread torch gives such a convolution to MKL as well
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from lowrank_d2.layers.linear import Linear, linear
 
 
-@pytest.fixture
-def two_threads():
+@pytest.fixture(params=[1, 2])
+def threads(request):
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(request.param)
     yield
     torch.set_num_threads(before)
 
@@ -28,7 +28,7 @@ def calls_convolution(x, weight, bias=None):
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_agrees_with_torch_forward_and_backward(two_threads, with_bias):
+def test_agrees_with_torch_forward_and_backward(threads, with_bias):
     x, weight, bias = tensors(tokens=300, lead=(2,))
     inputs = [x, weight, bias] if with_bias else [x, weight]
     inputs = [tensor.requires_grad_() for tensor in inputs]
@@ -41,46 +41,46 @@ def test_agrees_with_torch_forward_and_backward(two_threads, with_bias):
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-3)
 
 
-def test_large_products_are_convolutions(two_threads):
+def test_large_products_are_convolutions(threads):
     x, weight, bias = tensors(tokens=600)
     assert calls_convolution(x, weight, bias)
     assert not calls_convolution(x[:10], weight, bias)
     assert not calls_convolution(x.double(), weight.double(), bias.double())
 
 
-def test_the_result_may_be_changed_in_place(two_threads):
+def test_the_result_may_be_changed_in_place(threads):
     x, weight, bias = tensors(tokens=600)
     expected = F.linear(x, weight, bias) + 1
     torch.testing.assert_close(linear(x, weight, bias).add_(1), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", [lambda x: x.t().contiguous().t(), lambda x: x[::2], lambda x: x[:0]])
-def test_takes_any_layout(two_threads, change):
+def test_takes_any_layout(threads, change):
     x, weight, bias = tensors(tokens=1200)
     x = change(x)
     torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
 
 
-def test_takes_a_transposed_weight(two_threads):
+def test_takes_a_transposed_weight(threads):
     x, weight, _ = tensors(tokens=600)
     torch.testing.assert_close(linear(x, weight.t().contiguous().t()), x @ weight.t(), rtol=1e-5, atol=1e-5)
 
 
-def test_autocast_keeps_its_type(two_threads):
+def test_autocast_keeps_its_type(threads):
     x, weight, bias = tensors(tokens=600)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear(x, weight, bias).dtype == torch.bfloat16
         assert not calls_convolution(x, weight, bias)
 
 
-def test_exported_as_a_linear(two_threads):
+def test_exported_as_a_linear(threads):
     layer = Linear(256, 192)
     program = torch.export.export(layer, (torch.randn(600, 256),))
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert targets == ["aten.linear.default"]
 
 
-def test_a_function_that_returns_it_can_be_changed_in_place(two_threads):
+def test_a_function_that_returns_it_can_be_changed_in_place(threads):
     class Doubled(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x, weight):
@@ -99,7 +99,7 @@ def test_a_function_that_returns_it_can_be_changed_in_place(two_threads):
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-3)
 
 
-def test_a_frozen_weight_needs_no_input_kept(two_threads):
+def test_a_frozen_weight_needs_no_input_kept(threads):
     x, weight, bias = tensors(tokens=300, lead=(2,))
     x.requires_grad_(), bias.requires_grad_()
     kept = []
@@ -112,7 +112,7 @@ def test_a_frozen_weight_needs_no_input_kept(two_threads):
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-3)
 
 
-def test_a_frozen_weight_allows_second_derivatives_and_batches_of_gradients(two_threads):
+def test_a_frozen_weight_allows_second_derivatives_and_batches_of_gradients(threads):
     x, weight, _ = tensors(tokens=600)
 
     def energy(x):
