@@ -135,9 +135,12 @@ def upsampled_pieces(mask_embed: Tensor, mask_features: Tensor, frame: Frame) ->
     """
     largest = max(h * w for h, w in (frame.canvas, frame.output))
     step = max(1, PIXELS_AT_ONCE // largest)
-    for start in range(0, len(mask_embed), step):
-        piece = slice(start, start + step)
-        yield piece, frame.upsample(torch.einsum("qm,mhw->qhw", mask_embed[piece], mask_features))
+    together = max(step, PIXELS_AT_ONCE // mask_features[0].numel())  # as every product reads all features
+    for first in range(0, len(mask_embed), together):
+        masks = torch.einsum("qm,mhw->qhw", mask_embed[first : first + together], mask_features)
+        for start in range(0, len(masks), step):
+            piece = masks[start : start + step]
+            yield slice(first + start, first + start + len(piece)), frame.upsample(piece)
 
 
 def instance_results(
