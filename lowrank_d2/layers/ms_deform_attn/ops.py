@@ -1,4 +1,4 @@
-"""The operator as PyTorch sees it: schemas, shapes of results, gradients, autocast. The compiled libraries add kernels.
+"""The operators as PyTorch sees them: schemas, shapes of results, gradients, autocast. The compiled libraries add kernels.
 
 `torch.ops.lowrank_d2.ms_deform_attn(value, spatial_shapes, places, weights, reference)`, where spatial_shapes is
 [H0, W0, H1, W1, ...]. Without a reference, places are locations and weights are attention weights, as in
