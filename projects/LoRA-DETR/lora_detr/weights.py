@@ -67,7 +67,18 @@ _RESNET_PARTS = (
     (r"layer([1-4])\.(\d+)\.downsample\.1\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.shortcut.norm."),
 )
 _SWIN = re.compile(r"(?:patch_embed|layers\.\d+|norm[0-3])\..+")  # a classifier's file
-_DROPPED = re.compile(r"(?:fc|head|norm)\.(?:weight|bias)|.*\.attn_mask")
+# torchvision's Swin, which is Relation-DETR's: stages and the mergings between them are counted together.
+_TORCHVISION_SWIN = re.compile(r"(?:backbone\.)?(?:0\.)?(features\..+)")
+_SWIN_PARTS = (
+    (r"features\.0\.0\.", "patch_embed.proj."),
+    (r"features\.0\.2\.", "patch_embed.norm."),
+    (r"features\.([246])\.", lambda m: f"layers.{int(m[1]) // 2 - 1}.downsample."),
+    (r"features\.([1357])\.(\d+)\.mlp\.0\.", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}.mlp.fc1."),
+    (r"features\.([1357])\.(\d+)\.mlp\.3\.", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}.mlp.fc2."),
+    (r"features\.([1357])\.(\d+)\.", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}."),
+)
+# Classifiers' last layers, and what is computed anyway; torchvision's Swin has the index as a vector.
+_DROPPED = re.compile(r"(?:fc|head|norm)\.(?:weight|bias)|.*\.attn_mask|.*features\..*\.relative_position_index")
 
 
 def from_upstream(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -101,11 +112,12 @@ def our_name(name: str) -> str:
         return f"decoder.layers.{match[1]}.branches.{branch}.linear{which + 1}.{match[3]}"
     if match := _FULL_NORM.fullmatch(name):
         return f"decoder.layers.{match[1]}.branches.{int(match[2]) - 4}.norm.{match[3]}"
-    if match := _RESNET.fullmatch(name):
-        for pattern, ours in _RESNET_PARTS:
-            renamed, count = re.subn(f"^{pattern}", ours, match[1])
-            if count:
-                return f"backbone.{renamed}"
+    for whole, parts in ((_RESNET, _RESNET_PARTS), (_TORCHVISION_SWIN, _SWIN_PARTS)):
+        if match := whole.fullmatch(name):
+            for pattern, ours in parts:
+                renamed, count = re.subn(f"^{pattern}", ours, match[1])
+                if count:
+                    return f"backbone.{renamed}"
     if _SWIN.fullmatch(name):
         return f"backbone.{name}"
     for pattern, ours in _COMPILED:

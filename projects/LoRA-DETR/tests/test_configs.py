@@ -45,9 +45,11 @@ def test_whole_feed_forward_parts_as_branches(k, trained):
     assert round(counts.trainable / 1e6, 2) == trained
 
 
-def test_swin_l_has_three_branches():
+def test_swin_l_is_the_released_one():
     counts = report(config("relation_detr_SwinL_lora3"))
-    assert counts.added == 27_648 * 96 and counts.by_component["backbone"]["base"] > 195_000_000
+    assert (counts.added, counts.trainable, counts.base + counts.added) == (27_648 * 96, 220_453_992, 221_651_988)
+    frozen = 221_651_988 - 220_453_992  # patch embedding and first stage
+    assert (counts.by_component["backbone"]["base"], frozen) == (194_992_404, 1_197_996)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*R50*.yaml")), ids=lambda path: path.stem)
