@@ -12,6 +12,7 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from lowrank_d2.layers.linear import Linear
+from lowrank_d2.layers.mlp import TOKENS_AT_ONCE
 from lowrank_d2.modeling.backbone.swin import DropPath
 
 FEATURES = ("res2", "res3", "res4", "res5")
@@ -206,25 +207,38 @@ class _FocalModulation(nn.Module):
         width = x.shape[-1]
         query, context, gates = self.f(x).split((width, width, self.levels + 1), dim=-1)
         context, gates = context.permute(0, 3, 1, 2), gates.permute(0, 3, 1, 2)
-        total = 0
+        total = torch.zeros_like(context)
         for level, layer in enumerate(self.focal_layers):
             context = layer(context)
-            total = total + context * gates[:, level : level + 1]
-        whole = F.gelu(context.mean((2, 3), keepdim=True))
-        total = total + whole * gates[:, self.levels :]
+            total.addcmul_(context, gates[:, level : level + 1])
+        total.addcmul_(F.gelu(context.mean((2, 3), keepdim=True)), gates[:, self.levels :])
         if self.scaled:
-            total = total / (self.levels + 1)
+            total /= self.levels + 1
         return self.proj(query * self.h(total).permute(0, 2, 3, 1))
 
 
 class _PixelNetwork(nn.Module):
+    """Two linear layers. With no backward pass to come, on the CPU, the hidden units are never whole."""
+
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.fc1 = Linear(width, hidden)
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> the same shape."""
+        if x.device.type != "cpu" or self._is_recorded(x):
+            return self._whole(x)
+        return torch.cat([self._whole(piece) for piece in x.flatten(0, 2).split(TOKENS_AT_ONCE)]).view(x.shape)
+
+    def _whole(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
+
+    def _is_recorded(self, x: Tensor) -> bool:
+        """For a backward pass, for export or compilation."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return True
+        return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
 
 
 def _initialise(module: nn.Module) -> None:

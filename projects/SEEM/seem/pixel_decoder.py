@@ -59,7 +59,7 @@ class SEEMPixelDecoder(nn.Module):
         )
         self.lateral = nn.ModuleList(_pyramid_conv(channels, embed_dim, norm, kernel_size=1) for channels in finer)
         self.output = nn.ModuleList(
-            _pyramid_conv(embed_dim, embed_dim, norm, kernel_size=3, padding=1, activation=F.relu)
+            _pyramid_conv(embed_dim, embed_dim, norm, kernel_size=3, padding=1, activation=F.relu_)
             for _ in self.in_features
         )
         self.mask_features = Conv2d(embed_dim, mask_dim, kernel_size=3, padding=1)
@@ -74,8 +74,8 @@ class SEEMPixelDecoder(nn.Module):
         x = self.output[-1](self.encode(self.input_proj(coarsest)))
         levels = [x]
         for fine, lateral, output in reversed(list(zip(finer, self.lateral, self.output))):
-            fine = lateral(fine)
-            x = output(fine + F.interpolate(x, size=fine.shape[-2:], mode="nearest"))
+            fine = lateral(fine)  # what a norm gave, which no backward pass looks at
+            x = output(fine.add_(F.interpolate(x, size=fine.shape[-2:], mode="nearest")))
             levels.append(x)
         return PixelFeatures(self.mask_features(x), tuple(levels[:NUM_LEVELS]))
 
