@@ -17,8 +17,9 @@ class ClassText(nn.Module):
     Training draws a template for every class and step; evaluation averages the embeddings over all templates.
 
     Embeddings of all classes in all templates are kept for as long as their key, the values of the encoder's parameters
-    and the tokens (names and templates), stays the same. A frozen encoder whose embeddings are kept has nothing more to
-    do: it leaves the memory (see `move_to_file`).
+    and the tokens (names and templates), stays the same. An encoder whose embeddings are kept and that nothing trains,
+    because it is frozen or because its model only predicts, has nothing more to do: it leaves the memory (see
+    `move_to_file`), and would come back.
 
     Attributes:
         tokens: (K + 1, T, L) int64, class, template, token; the last class is "background".
@@ -50,7 +51,7 @@ class ClassText(nn.Module):
         chosen = self._templates(draws)
         if self._trains() or not self.cache:
             rows = torch.arange(len(self.tokens))
-            return normalised(self.encoder.embed(self.tokens[rows, chosen].to(self.logit_scale.device)))
+            return normalised(self._awake().embed(self.tokens[rows, chosen].to(self.logit_scale.device)))
         embeddings, _ = self._embeddings()
         return embeddings[torch.arange(len(embeddings)), chosen]
 
@@ -62,6 +63,18 @@ class ClassText(nn.Module):
 
     def _trains(self) -> bool:
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.encoder.parameters())
+
+    def _is_done(self) -> bool:
+        """Whether no step can change the encoder: it is frozen, or its model predicts and no step has begun."""
+        parameters = list(self.encoder.parameters())
+        if not any(parameter.requires_grad for parameter in parameters):
+            return True
+        return not self.training and all(parameter.grad is None for parameter in parameters)
+
+    def _awake(self) -> TextEncoder:
+        """The encoder, on the model's device again if it was in a file."""
+        device = self.logit_scale.device
+        return self.encoder if self.encoder.projection.device == device else self.encoder.to(device)
 
     def _embeddings(self) -> tuple[Tensor, Tensor]:
         """Normalised embeddings (K + 1, T, D) of all texts, and of the classes (K + 1, D)."""
@@ -79,11 +92,10 @@ class ClassText(nn.Module):
     @torch.no_grad()
     def _compute(self) -> tuple[Tensor, Tensor]:
         device = self.logit_scale.device
-        self.encoder.to(device)
         with torch.autocast(device.type, enabled=False):
-            embeddings = normalised(self.encoder.embed_many(self.tokens.flatten(0, 1).to(device)))
+            embeddings = normalised(self._awake().embed_many(self.tokens.flatten(0, 1).to(device)))
         embeddings = embeddings.unflatten(0, self.tokens.shape[:2])
         mean = embeddings.mean(1)
-        if self.cache and not any(parameter.requires_grad for parameter in self.encoder.parameters()):
+        if self.cache and self._is_done():
             move_to_file(self.encoder)
         return embeddings, mean / mean.norm(dim=-1, keepdim=True)

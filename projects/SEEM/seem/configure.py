@@ -32,6 +32,19 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
     node, text = cfg.MODEL.SEEM, cfg.MODEL.SEEM.TEXT
     _check(node)
     names, inference = class_names(cfg), _inference(cfg)
+    # Before the rest: to fill the table of all tokens with random numbers takes memory for a moment.
+    words = ClassText(
+        TextEncoder(
+            vocabulary_size=text.VOCABULARY_SIZE,
+            context_length=text.CONTEXT_LENGTH,
+            width=text.WIDTH,
+            num_heads=text.HEADS,
+            num_layers=text.LAYERS,
+            output_dim=text.EMBED_DIM,
+        ),
+        _tokens(cfg, names),
+        cache=text.CACHE,
+    )
     backbone = _backbone(node.FOCAL)
     return {
         "backbone": backbone,
@@ -53,18 +66,7 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
             num_layers=node.DEC_LAYERS,
             num_queries=node.NUM_OBJECT_QUERIES,
         ),
-        "text": ClassText(
-            TextEncoder(
-                vocabulary_size=text.VOCABULARY_SIZE,
-                context_length=text.CONTEXT_LENGTH,
-                width=text.WIDTH,
-                num_heads=text.HEADS,
-                num_layers=text.LAYERS,
-                output_dim=text.EMBED_DIM,
-            ),
-            _tokens(cfg, names),
-            cache=text.CACHE,
-        ),
+        "text": words,
         "criterion": _criterion(node, len(names) or cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES),
         "class_names": names,
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,

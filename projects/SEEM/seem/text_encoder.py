@@ -7,7 +7,7 @@ from lowrank_d2.layers.linear import Linear
 
 LAYER_NORM_EPS = 1e-12
 NORM_EPS = 1e-7
-ROWS_AT_ONCE = 256  # texts encoded together where nothing is trained
+ROWS_AT_ONCE = 64  # texts encoded together where nothing is trained
 
 
 class TextEncoder(nn.Module):

@@ -129,11 +129,27 @@ def test_a_full_disk_leaves_the_encoder_where_it_is(make_text, monkeypatch):
     assert text.encoder.projection.data_ptr() == pointer
 
 
-def test_a_trained_encoder_stays(make_text, monkeypatch):
+def test_an_encoder_of_a_training_run_stays(make_text, monkeypatch):
     monkeypatch.setattr(class_text, "move_to_file", lambda module: pytest.fail("an encoder that trains was moved"))
     text = make_text(frozen=False)
+    with torch.no_grad():
+        text(True, chosen(1, 0, 3, 2))
+    text(True, Draws()).square().sum(0).var().backward()
+    text.eval()
     text(False, Draws())
-    text(True, Draws())
+
+
+def test_an_encoder_that_only_predicts_leaves_the_memory_and_comes_back_to_train(make_text):
+    text, other = make_text(frozen=False).eval(), make_text(frozen=False)
+    pointer = text.encoder.projection.data_ptr()
+    text(False, Draws())
+    assert text.encoder.projection.data_ptr() != pointer
+    for each in (text.train(), other):
+        optimizer = torch.optim.AdamW(each.parameters(), lr=0.01)
+        each(True, chosen(4, 0, 2, 2)).square().sum(0).var().backward()
+        optimizer.step()
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in text.state_dict().items())
+    torch.testing.assert_close(text(False, Draws()), other(False, Draws()))
 
 
 def test_what_inference_mode_computed_serves_training(make_text):

@@ -58,7 +58,7 @@ def test_all_tasks(small_model, batch, monkeypatch):
         "MODEL.SEEM.TEST.OBJECT_MASK_THRESHOLD": 0.0, "MODEL.SEEM.TEST.OVERLAP_THRESHOLD": 0.0,
     })
     text = model.text(False, model.draws)
-    seen = torch.cat((text[:3], -text[:3].mean(0, keepdim=True)))  # words that no query takes for background
+    seen = torch.stack((text[0], text[1], -text[0], 0 * text[0]))  # a word, its opposite, and a background between them
     monkeypatch.setattr(model.text, "forward", lambda training, draws: seen)
     result = model(batch[:1])[0]
     segments, info = result["panoptic_seg"]
