@@ -9,6 +9,7 @@ from typing import Optional
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lowrank_d2.layers.linear import Linear, linear
 from lowrank_d2.layers.low_rank.algebra import LowRank, adapted_linear
@@ -100,19 +101,24 @@ class GeneratedKernel(nn.Module):
 
     def forward(self, x: Tensor, q: Tensor) -> Tensor:
         """As `LowRankResidualKernel.forward`."""
-        return _multiply(x, _generated(self.generator, q, self.shape, self.left), self.left)
+        return _multiply(x, self._rows(q), self.left)
 
     def kernel(self, q: Tensor) -> Tensor:
         """(..., dim) -> W(q) (..., d, h)."""
-        kernel = _generated(self.generator, q, self.shape, self.left)
-        return kernel.mT if self.left else kernel
+        return self._rows(q).mT if self.left else self._rows(q)
+
+    def _rows(self, q: Tensor) -> Tensor:
+        generator = self.generator
+        return _matrices(linear(q, generator.weight, generator.bias), self.shape, self.left)
 
 
 class LowRankResidualKernel(nn.Module):
     """x W(q), W(q) = shared(q) + sum over k of B_k E_k(q) A_k: the paper's adaptive form, equations 9 to 12.
 
-    Neither B E A nor W(q) is formed: x W = x shared(q) + ((x B) E(q)) A. At the start E(q) is zero for every query, so
-    all layers of a stack are the same function.
+    B E A is never formed: its thin factors, B and E(q) A, are multiplied right onto what the shared Linear made, which
+    is there for every query anyhow. With n rows of x to a query that takes d h numbers of rank r, where x B and
+    ((x B) E) A take n (d + h): no more in AdaMixer's channel mixing, a third in its spatial mixing, and x and its
+    gradient are read once. At the start E(q) is zero for every query, so all layers of a stack are the same function.
 
     Attributes:
         shared: the Linear of the stack, not a sub-module of this layer.
@@ -166,39 +172,66 @@ class LowRankResidualKernel(nn.Module):
         Returns:
             (..., n, h); with `left` (..., h, n).
         """
-        y = _multiply(x, _generated(self.shared, q, self.shape, self.left), self.left)
-        return y if self.A is None else self._add_private(y, x, self._core(q))
+        return _multiply(x, self._rows(q), self.left)
 
     def kernel(self, q: Tensor) -> Tensor:
-        """(..., dim) -> W(q) (..., d, h) as one matrix, to look at; `forward` does not need it."""
-        kernel = _generated(self.shared, q, self.shape, self.left)
-        kernel = kernel.mT if self.left else kernel
-        if self.A is None:
-            return kernel
-        return kernel + torch.einsum("kdr,...krs,ksh->...dh", self.B, self._core(q), self.A)
+        """(..., dim) -> W(q) (..., d, h)."""
+        return self._rows(q).mT if self.left else self._rows(q)
 
-    def _core(self, q: Tensor) -> Tensor:
-        """E(q): (..., dim) -> (..., groups, rank, rank)."""
-        return self.E(q).unflatten(-1, (len(self.A), self.A.shape[1], self.A.shape[1]))
-
-    def _add_private(self, y: Tensor, x: Tensor, core: Tensor) -> Tensor:
-        """`y` plus ((x B) E) A."""
-        groups, rank = self.A.shape[:2]
-        b, a = self.B.transpose(0, 1).flatten(1), self.A.flatten(0, 1)  # (d, groups * rank), (groups * rank, h)
-        if self.left:
-            count = x.shape[:-2].numel()
-            x, core = x.reshape(count, *x.shape[-2:]), core.reshape(count, groups, rank, rank)
-            # Copies of B and A by stride alone: as a product with one matrix torch would transpose x in memory.
-            hidden = torch.bmm(b.mT.expand(count, -1, -1), x).unflatten(1, (groups, rank))
-            hidden = torch.matmul(core.mT, hidden).flatten(1, 2)
-            whole = torch.baddbmm(y.reshape(count, *y.shape[-2:]), a.mT.expand(count, -1, -1), hidden)
-            return whole.view(y.shape)
-        hidden = linear(x, b.mT).unflatten(-1, (groups, rank)).transpose(-3, -2)
-        hidden = torch.matmul(hidden, core).transpose(-3, -2).flatten(-2)
-        return torch.addmm(y.flatten(0, -2), hidden.flatten(0, -2), a).view(y.shape)
+    def _rows(self, q: Tensor) -> Tensor:
+        """What multiplies x: W(q) (..., d, h), or with `left` W(q)^T (..., h, d)."""
+        shared = self.shared
+        numbers = linear(q, shared.weight, shared.bias)
+        if self.A is not None:
+            groups, rank = self.A.shape[:2]
+            core = self.E(q).reshape(-1, groups, rank, rank)
+            if self.left:  # W^T = shared^T + A^T E^T B^T
+                outer, core, inner = self.A.flatten(0, 1).t(), core.mT, self.B.mT
+            else:
+                outer, inner = self.B.transpose(0, 1).flatten(1), self.A
+            numbers = _AddProduct.apply(numbers, *(factor.to(numbers.dtype) for factor in (outer, core, inner)))
+        return _matrices(numbers, self.shape, self.left)
 
     def extra_repr(self) -> str:
         return f"shape={self.shape}, left={self.left}, {_sizes(self)}"
+
+
+class _AddProduct(torch.autograd.Function):
+    """Adds to every matrix M, in place, the product outer @ core @ inner, of which only core @ inner is formed.
+
+    With one Function for the whole neither M nor its gradient, the two largest tensors here, is copied or added up.
+
+    Args:
+        numbers: (..., rows * columns), the matrices M, of n queries.
+        outer: (rows, groups * rank).
+        core: (n, groups, rank, rank).
+        inner: (groups, rank, columns).
+    """
+
+    @staticmethod
+    def forward(ctx, numbers, outer, core, inner):
+        n, groups, rank, _ = core.shape
+        rows, columns = len(outer), inner.shape[-1]
+        # One product a group for all queries: (groups, n * rank, columns), then with a query's rows together.
+        thin = torch.bmm(core.transpose(0, 1).reshape(groups, n * rank, rank), inner)
+        thin = thin.view(groups, n, rank, columns).transpose(0, 1).reshape(n, groups * rank, columns)
+        numbers.view(n, rows, columns).baddbmm_(outer.expand(n, -1, -1), thin)
+        ctx.mark_dirty(numbers)
+        ctx.save_for_backward(outer, core, inner, thin)
+        return numbers
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        outer, core, inner, thin = ctx.saved_tensors
+        n, groups, rank, _ = core.shape
+        matrices = grad.reshape(n, len(outer), -1)
+        grad_outer = torch.bmm(matrices, thin.mT).sum(0)
+        grad_thin = torch.bmm(outer.t().expand(n, -1, -1), matrices)
+        grad_thin = grad_thin.view(n, groups, rank, -1).transpose(0, 1).reshape(groups, n * rank, -1)
+        grad_core = torch.bmm(grad_thin, inner.mT).view(groups, n, rank, rank).transpose(0, 1)
+        grad_inner = torch.bmm(core.transpose(0, 1).reshape(groups, n * rank, rank).mT, grad_thin)
+        return grad, grad_outer, grad_core, grad_inner
 
 
 def _add_factors(module: nn.Module, rank: int, groups: int, like: Tensor, d: int, h: int) -> None:
@@ -219,9 +252,8 @@ def _kernel_shape(generator: nn.Linear, shape: Optional[tuple[int, int]]) -> tup
     return tuple(shape)
 
 
-def _generated(generator: nn.Linear, q: Tensor, shape: tuple[int, int], left: bool) -> Tensor:
-    """What multiplies x: W(q) (..., d, h), or with `left` W(q)^T (..., h, d)."""
-    numbers = linear(q, generator.weight, generator.bias)
+def _matrices(numbers: Tensor, shape: tuple[int, int], left: bool) -> Tensor:
+    """What multiplies x, of a generator's output: W(q) (..., d, h), or with `left` W(q)^T (..., h, d)."""
     return numbers.unflatten(-1, shape[::-1] if left else shape)
 
 

@@ -123,13 +123,30 @@ class Allocations(TorchDispatchMode):
 def test_the_private_kernel_is_never_formed(left):
     d, h, queries = 11, 13, 7
     layer = LowRankResidualKernel(nn.Linear(3, d * h), 2, 5, shape=(d, h), left=left)
-    q, x = torch.randn(queries, 3), torch.randn(queries, 17, d)
-    with torch.no_grad(), Allocations(queries * d * h) as forward:
-        layer(x.mT if left else x, q)
-    with torch.no_grad(), Allocations(queries * d * h) as merging:
-        layer.kernel(q)
+    q, x = torch.randn(queries, 3, requires_grad=True), torch.randn(queries, 17, d)
+    with Allocations(queries * d * h) as forward:
+        y = layer(x.mT if left else x, q)
+    with Allocations(queries * d * h) as backward:
+        y.sum().backward()
     assert len(forward.places) == 1  # the generated one
-    assert len(merging.places) > 1
+    assert len(backward.places) == 1  # its gradient
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_under_autocast_a_kernel_is_that_of_rounded_factors(left):
+    torch.set_default_dtype(torch.float32)
+    shared = nn.Linear(8, 6 * 10)
+    layer = randomised(shared, LowRankResidualKernel(shared, 3, 2, shape=(6, 10), left=left))
+    q, x = torch.randn(4, 8, requires_grad=True), torch.randn(4, 5, 6)
+    expected = x @ layer.kernel(q)
+    wanted = torch.autograd.grad(expected.sum(), (q, *layer.parameters(), shared.weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        mine = layer(x.mT, q).mT if left else layer(x, q)
+    assert mine.dtype == torch.bfloat16
+    found = torch.autograd.grad(mine.float().sum(), (q, *layer.parameters(), shared.weight))
+    for one, true in zip((mine, *found), (expected, *wanted)):
+        near = 0.02 * true.abs().max().item()
+        torch.testing.assert_close(one.float(), true, rtol=0.02, atol=near)
 
 
 def test_initial_values_are_uniform_over_the_input_side():
