@@ -1,12 +1,16 @@
 """Names of the original's state dict and ours, both ways, and what a checkpoint must contain to be loaded."""
 import logging
 import re
-from typing import Iterable, Mapping, Sequence
+from typing import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from lowrank_d2.errors import CheckpointError
+from lowrank_d2.modeling.checkpoint_names import (
+    Shapes, both_ways, check_any_match, check_complete, drop_other_shapes, joined, listing, missing_by_part, renamed,
+    same_values, warn_initialised
+)
 
 PARTS = ("backbone", "pixel_decoder", "decoder")
 CLASS_DEPENDENT = frozenset(
@@ -17,7 +21,7 @@ OPTIONAL = re.compile(r"backbone\.(norm\d\.(weight|bias)|.*\.relative_position_i
 
 _ENCODER = "sem_seg_head.pixel_decoder.transformer.encoder.layers"
 _PREDICTOR = "sem_seg_head.predictor"
-# (ours, the original's). {n}, {i} are numbers, {name} one name, {module} one or more, {x} weight or bias.
+# (ours, the original's), as checkpoint_names explains.
 # `adapter_1` and `layer_1` are the original's words for the convolutions of its feature pyramid; the three names that
 # end in `_adapter` are the fork's.
 _RULES = (
@@ -58,6 +62,7 @@ _RULES = (
     ("decoder.query_embed.{x}", _PREDICTOR + ".query_embed.{x}"),
     ("decoder.input_proj.{n}.{x}", _PREDICTOR + ".input_proj.{n}.{x}"),
 )
+_TO_UPSTREAM, _FROM_UPSTREAM = both_ways(_RULES)
 _OURS_PACKED = re.compile(r"decoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
 _UPSTREAM_PACKED = re.compile(re.escape(_PREDICTOR) + r"\.decoder\.layers\.(\d+)\.self_attn\.in_proj_(weight|bias)")
 _OURS_PYRAMID = re.compile(r"pixel_decoder\.(lateral|output)\.(\d+)\.((?:norm\.)?(?:weight|bias))")
@@ -84,12 +89,9 @@ def to_upstream(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             packed.setdefault(f"{_PREDICTOR}.decoder.layers.{layer}.self_attn.in_proj_{x}", {})[letter] = tensor
         else:
             result[_upstream_name(name)] = tensor
-    for name, parts in packed.items():
-        if len(parts) < 3:
-            raise CheckpointError(
-                f"{name} needs q, k and v, but only {sorted(parts)} are there. Convert a dict that has all three."
-            )
-        result[name] = torch.cat([parts[letter] for letter in "qkv"])
+    result |= joined(packed, "qkv", lambda name, given: (
+        f"{name} needs q, k and v, but only {sorted(given)} are there. Convert a dict that has all three."
+    ))
     layers = {int(match[1]) for name in tensors if (match := re.match(r"decoder\.layers\.(\d+)\.", name))}
     for name in list(result):
         result.update((alias, result[name]) for alias in _aliases(name, layers))
@@ -123,7 +125,7 @@ def from_upstream(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 result[f"decoder.layers.{layer}.self_attn.{letter}_proj.{x}"] = tensor[i * rows : (i + 1) * rows]
             continue
         ours = _our_name(name)
-        if ours in result and not _equal(result[ours], tensor):
+        if ours in result and not same_values(result[ours], tensor):
             raise CheckpointError(
                 f"{name} is one of several copies of a shared tensor ({ours}), and they differ: the file is damaged or "
                 "of another model. Take the published file."
@@ -137,9 +139,7 @@ def is_upstream(names: Iterable[str]) -> bool:
     return any(name.startswith(("sem_seg_head.", "criterion.")) for name in names)
 
 
-def check_loaded(
-    tensors: dict[str, Tensor], expected: Mapping[str, Sequence[int]], logger: logging.Logger
-) -> list[str]:
+def check_loaded(tensors: dict[str, Tensor], expected: Shapes, logger: logging.Logger) -> list[str]:
     """Judges a state dict under our names before it is loaded; takes class-dependent tensors of other sizes out.
 
     Args:
@@ -153,64 +153,38 @@ def check_loaded(
     Raises:
         CheckpointError: nothing matches, a shape differs, or a part of the model would be loaded incompletely.
     """
-    if not expected.keys() & tensors.keys():
-        raise CheckpointError(
-            f"None of the {len(tensors)} tensors of the checkpoint belongs to Mask DINO (the first is "
-            f"{next(iter(tensors), 'missing')}). Name a Mask DINO checkpoint, or one of its backbone, in MODEL.WEIGHTS."
-        )
-    wrong = [name for name in expected if name in tensors and tuple(tensors[name].shape) != tuple(expected[name])]
-    fatal = [name for name in wrong if name not in CLASS_DEPENDENT]
+    check_any_match(
+        tensors, expected, "Mask DINO", "Name a Mask DINO checkpoint, or one of its backbone, in MODEL.WEIGHTS."
+    )
+    fatal = drop_other_shapes(tensors, expected, CLASS_DEPENDENT.__contains__)
     if fatal:
         raise CheckpointError(
-            "The checkpoint has other shapes than the model: "
-            + _listing(f"{n} {tuple(tensors[n].shape)} instead of {tuple(expected[n])}" for n in fatal)
-            + ". The config describes another model: compare the backbone, HIDDEN_DIM, both DIM_FEEDFORWARD and levels."
+            f"The checkpoint has other shapes than the model: {listing(map(' '.join, fatal.items()), 12)}. "
+            "The config describes another model: compare the backbone, HIDDEN_DIM, both DIM_FEEDFORWARD and levels."
         )
-    for name in wrong:
-        del tensors[name]
     absent, anew, kept = [], [], []
-    for part in PARTS:
-        names = [name for name in expected if name.startswith(part + ".")]
-        missing = [name for name in names if name not in tensors]
-        if names and len(missing) == len(names):
+    for part, missing, wholly in missing_by_part(tensors, expected, PARTS):
+        part = part.replace("_", " ")
+        if wholly:
             absent.append(part)
-            kept += names
-            continue
-        anew += [name for name in missing if name in CLASS_DEPENDENT]
-        broken = [name for name in missing if name not in CLASS_DEPENDENT and not OPTIONAL.fullmatch(name)]
-        if broken:
-            raise CheckpointError(
-                f"The checkpoint has only a part of the {part.replace('_', ' ')}: missing are {_listing(broken)}. "
-                "Load a complete checkpoint; files with tuned tensors alone belong into MODEL.PEFT.DELTA."
-            )
-    if absent:
-        parts = " and no ".join(absent).replace("_", " ")
-        logger.warning("The checkpoint has no %s: it keeps its initialisation.", parts)
-    if anew:
-        logger.warning("Initialised anew, because the checkpoint has other classes: %s", ", ".join(anew))
+            kept += missing
+        else:
+            anew += [name for name in missing if name in CLASS_DEPENDENT]
+            broken = [name for name in missing if name not in CLASS_DEPENDENT and not OPTIONAL.fullmatch(name)]
+            check_complete(part, broken, limit=12)
+    warn_initialised(logger, " and no ".join(absent), anew)
     return kept + anew
-
-
-def _compile(template: str) -> re.Pattern[str]:
-    words = {"n": r"\d+", "i": r"\d+", "name": "[a-z_]+", "module": r"[\w.]+", "x": "weight|bias"}
-    return re.compile(re.sub(r"\\{(\w+)\\}", lambda match: f"(?P<{match[1]}>{words[match[1]]})", re.escape(template)))
-
-
-_TO_UPSTREAM = tuple((_compile(ours), upstream) for ours, upstream in _RULES)
-_FROM_UPSTREAM = tuple((_compile(upstream), ours) for ours, upstream in _RULES)
 
 
 def _upstream_name(name: str) -> str:
     if match := _OURS_PYRAMID.fullmatch(name):
         return f"sem_seg_head.pixel_decoder.{_PYRAMID[match[1]]}_{int(match[2]) + 1}.{match[3]}"
-    for pattern, template in _TO_UPSTREAM:
-        if match := pattern.fullmatch(name):
-            return template.format(**match.groupdict())
-    if name.startswith(("pixel_decoder.", "decoder.")):
+    theirs = renamed(name, _TO_UPSTREAM)
+    if theirs is None and name.startswith(("pixel_decoder.", "decoder.")):
         raise CheckpointError(
             f"{name} has no counterpart in the original Mask DINO. Merge low-rank updates first (tools/merge.py)."
         )
-    return name
+    return theirs or name
 
 
 def _our_name(name: str) -> str:
@@ -219,10 +193,7 @@ def _our_name(name: str) -> str:
     if match := _UPSTREAM_PYRAMID.fullmatch(name):
         kind = next(ours for ours, upstream in _PYRAMID.items() if upstream == match[1])
         return f"pixel_decoder.{kind}.{int(match[2]) - 1}.{match[3]}"
-    for pattern, template in _FROM_UPSTREAM:
-        if match := pattern.fullmatch(name):
-            return template.format(**match.groupdict())
-    return name
+    return renamed(name, _FROM_UPSTREAM) or name
 
 
 def _aliases(name: str, layers: Iterable[int]) -> list[str]:
@@ -232,13 +203,3 @@ def _aliases(name: str, layers: Iterable[int]) -> list[str]:
     if name.startswith(_PREDICTOR + "._bbox_embed."):
         return [name.replace("._bbox_embed.", f".{where}bbox_embed.{i}.") for where in ("", "decoder.") for i in layers]
     return []
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a is b or (a.shape == b.shape and (a.is_meta or b.is_meta or torch.equal(a, b)))
-
-
-def _listing(names: Iterable[str], limit: int = 12) -> str:
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

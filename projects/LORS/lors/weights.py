@@ -7,23 +7,25 @@ reference data. All functions are pure: dict of tensors in, dict of tensors out.
 import logging
 import re
 from collections import defaultdict
-from typing import Iterable, Mapping, Sequence
+from typing import Mapping
 
 import torch
 from torch import Tensor
 
 from lors.mixing import MixingSize
 from lowrank_d2.errors import CheckpointError
+from lowrank_d2.modeling.checkpoint_names import (
+    OPTIONAL, RESNET, Shapes, both_ways, check_any_match, drop_other_shapes, listing, missing_by_part, renamed,
+    warn_initialised
+)
 
 PARTS = ("backbone", "neck", "queries", "decoder")
 CLASS_DEPENDENT = re.compile(r"decoder\.stages\.\d+\.heads\.class_embed\.(weight|bias)")
-# Not in the files that a backbone may start from, or computed anyway.
-OPTIONAL = re.compile(r"backbone\.(norm\d\.(weight|bias)|.*\.(relative_position_index|num_batches_tracked))")
 
 _STAGE = "roi_head.bbox_head.{n}."
 _SAMPLING = _STAGE + "sampling_n_mixing."
 _MIXING = _SAMPLING + "adaptive_mixing."
-# (ours, AdaMixer's). {n} and {i} are numbers, {x} weight or bias, {s} one of the tensors of a BatchNorm.
+# (ours, AdaMixer's), as lowrank_d2.modeling.checkpoint_names explains.
 _RULES = (
     ("neck.lateral.{i}.{x}", "neck.lateral_convs.{i}.conv.{x}"),
     ("neck.norm.{x}", "neck.gn_out.{x}"),
@@ -47,15 +49,7 @@ _RULES = (
     ("decoder.shared.spatial.{i}.{x}", "roi_head.lors_shared.spatial.{i}.{x}"),
     ("decoder.shared.out_proj.weight", "roi_head.lors_shared.out_proj.weight"),
 )
-# torchvision's names of a ResNet; its layer1 is res2.
-_RESNET = (
-    (re.compile(r"conv1\.(\w+)"), r"stem.conv1.\1"),
-    (re.compile(r"bn1\.(\w+)"), r"stem.conv1.norm.\1"),
-    (re.compile(r"layer(\d)\.(\d+)\.conv(\d)\.(\w+)"), r"res{}.\2.conv\3.\4"),
-    (re.compile(r"layer(\d)\.(\d+)\.bn(\d)\.(\w+)"), r"res{}.\2.conv\3.norm.\4"),
-    (re.compile(r"layer(\d)\.(\d+)\.downsample\.0\.(\w+)"), r"res{}.\2.shortcut.\3"),
-    (re.compile(r"layer(\d)\.(\d+)\.downsample\.1\.(\w+)"), r"res{}.\2.shortcut.norm.\3"),
-)
+_TO_UPSTREAM, _FROM_UPSTREAM = both_ways(_RULES)
 _CLASSIFIERS = ("conv1.weight", "patch_embed.proj.weight")  # what a ResNet's, or a Swin's, file of ImageNet begins with
 
 _PACKED = re.compile(
@@ -93,11 +87,12 @@ def from_upstream(tensors: Mapping[str, Tensor], size: MixingSize) -> dict[str, 
         elif match := _PRIVATE_BIAS.fullmatch(name):
             result[f"decoder.stages.{match[1]}.mixing.out_proj.bias"] = tensor
         elif bare or name.startswith("backbone."):
-            ours = _backbone_name(name.removeprefix("backbone."))
+            ours = name.removeprefix("backbone.")
+            ours = renamed(ours, RESNET) or ours
             if not (bare and ours.startswith(("fc.", "head."))):  # the classifier
                 result["backbone." + ours] = tensor
         else:
-            result[_renamed(name, _FROM_UPSTREAM)] = tensor
+            result[renamed(name, _FROM_UPSTREAM) or name] = tensor
     for name, found in parts.items():
         ordered = [found[k] for k in sorted(found)]
         result[name] = torch.cat(ordered) if ".E." in name else torch.stack(ordered)
@@ -128,7 +123,7 @@ def to_upstream(tensors: Mapping[str, Tensor], size: MixingSize) -> dict[str, Te
         elif (match := _OUR_BIAS.fullmatch(name)) and name.replace("bias", "weight") not in tensors:
             result[f"roi_head.bbox_head.{match[1]}.out_proj_bias"] = tensor
         else:
-            result[_renamed(name, _TO_UPSTREAM)] = tensor
+            result[renamed(name, _TO_UPSTREAM) or name] = tensor
     for (stage, x), found in kernels.items():
         order = [(group, kind) for group in range(size.groups) for kind in ("channel", "spatial")]
         if found.keys() != set(order):
@@ -140,9 +135,7 @@ def to_upstream(tensors: Mapping[str, Tensor], size: MixingSize) -> dict[str, Te
     return result
 
 
-def check_loaded(
-    tensors: dict[str, Tensor], expected: Mapping[str, Sequence[int]], logger: logging.Logger
-) -> list[str]:
+def check_loaded(tensors: dict[str, Tensor], expected: Shapes, logger: logging.Logger) -> list[str]:
     """Judges a state dict under our names before it is loaded; takes class-dependent tensors of other sizes out.
 
     Args:
@@ -155,40 +148,27 @@ def check_loaded(
     Raises:
         CheckpointError: nothing matches, a shape differs, or a part of the model would be loaded incompletely.
     """
-    if not expected.keys() & tensors.keys():
-        raise CheckpointError(
-            f"None of the {len(tensors)} tensors of the checkpoint belongs to AdaMixer (the first is "
-            f"{next(iter(tensors), 'missing')}). Name one of AdaMixer, or of its backbone, in MODEL.WEIGHTS."
-        )
-    wrong = [name for name in expected if name in tensors and tuple(tensors[name].shape) != tuple(expected[name])]
-    fatal = [name for name in wrong if not CLASS_DEPENDENT.fullmatch(name)]
+    check_any_match(tensors, expected, "AdaMixer", "Name one of AdaMixer, or of its backbone, in MODEL.WEIGHTS.")
+    fatal = drop_other_shapes(tensors, expected, CLASS_DEPENDENT.fullmatch)
     if fatal:
-        name = fatal[0]
+        name, shapes = next(iter(fatal.items()))
         raise CheckpointError(
-            f"{len(fatal)} tensors of the checkpoint have other shapes than the model's, first {name}: "
-            f"{tuple(tensors[name].shape)} instead of {tuple(expected[name])}. {_ADVICE}"
+            f"{len(fatal)} tensors of the checkpoint have other shapes than the model's, first {name}: {shapes}. "
+            + _ADVICE
         )
-    for name in wrong:
-        del tensors[name]
     kept, anew = [], []
-    for part in PARTS:
-        names = [name for name in expected if name.startswith(part + ".")]
-        missing = [name for name in names if name not in tensors]
+    for part, missing, wholly in missing_by_part(tensors, expected, PARTS):
         surplus = [name for name in tensors if name.startswith(part + ".") and name not in expected]
         broken = [name for name in missing if not CLASS_DEPENDENT.fullmatch(name) and not OPTIONAL.fullmatch(name)]
-        if len(missing) == len(names) and not surplus:
-            logger.warning("The checkpoint has no %s: it keeps its initialisation.", part)
+        if wholly and not surplus:
+            warn_initialised(logger, part)
         elif broken or (surplus and part != "backbone"):
-            what, first = ("lacks", broken) if broken else ("has tensors beyond", surplus)
-            raise CheckpointError(
-                f"The checkpoint {what} a part of the model's {part}: {', '.join(first[:5])}"
-                f"{f' and {len(first) - 5} more' if len(first) > 5 else ''}. {_ADVICE}"
-            )
+            what, names = ("lacks", broken) if broken else ("has tensors beyond", surplus)
+            raise CheckpointError(f"The checkpoint {what} a part of the model's {part}: {listing(names, 5)}. {_ADVICE}")
         else:
             anew += [name for name in missing if CLASS_DEPENDENT.fullmatch(name)]
         kept += missing
-    if anew:
-        logger.warning("Initialised anew, because the checkpoint has other classes: %s", ", ".join(anew))
+    warn_initialised(logger, anew=anew)
     return kept
 
 
@@ -211,27 +191,3 @@ def _unpacked(prefix: str, x: str, tensor: Tensor, size: MixingSize) -> dict[str
         for group in range(size.groups)
         for kind in ("channel", "spatial")
     }
-
-
-def _backbone_name(name: str) -> str:
-    """A tensor of torchvision's ResNet, without prefix, under Detectron2's name; others (Swin's) stay."""
-    for pattern, template in _RESNET:
-        if match := pattern.fullmatch(name):
-            return match.expand(template.replace("{}", str(int(match[1]) + 1) if "{}" in template else ""))
-    return name
-
-
-def _compile(template: str) -> re.Pattern[str]:
-    words = {"n": r"\d+", "i": r"\d+", "x": "weight|bias"}
-    return re.compile(re.sub(r"\\{(\w+)\\}", lambda match: f"(?P<{match[1]}>{words[match[1]]})", re.escape(template)))
-
-
-_TO_UPSTREAM = tuple((_compile(ours), theirs) for ours, theirs in _RULES)
-_FROM_UPSTREAM = tuple((_compile(theirs), ours) for ours, theirs in _RULES)
-
-
-def _renamed(name: str, rules: Sequence[tuple[re.Pattern[str], str]]) -> str:
-    for pattern, template in rules:
-        if match := pattern.fullmatch(name):
-            return template.format(**match.groupdict())
-    return name

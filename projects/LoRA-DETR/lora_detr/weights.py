@@ -5,19 +5,19 @@ model. All functions are pure but for messages: dict of tensors in, dict of tens
 """
 import logging
 import re
-from typing import Mapping, Sequence
+from typing import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from lowrank_d2.errors import CheckpointError
-from lowrank_d2.layers.branches import training_only_names
 from lowrank_d2.modeling.branch_weights import settle_branches
+from lowrank_d2.modeling.checkpoint_names import (
+    OPTIONAL, RESNET, Shapes, check_any_match, check_complete, drop_other_shapes, listing, missing_by_part, one_way,
+    renamed, same_values, warn_initialised
+)
 
 CLASS_DEPENDENT = re.compile(r"\.(class_embed|class_head)\.(\d+\.)?(weight|bias)$|\.label_embedding\.weight$")
 OPTIONAL_PARTS = ("backbone", "hybrid", "denoising")  # may be absent as a whole
-# Not in the checkpoints of classifiers that a backbone may start from, or computed anyway.
-_OPTIONAL = re.compile(r"backbone\.(norm\d\.(weight|bias)|.*\.relative_position_index|.*\.num_batches_tracked)")
 
 # (the originals', ours), tried in order; regular expressions for whole names.
 _LAYER = r"transformer\.(encoder|decoder)\.layers\.(\d+)\."
@@ -58,25 +58,19 @@ _FULL_NORM = re.compile(r"transformer\.decoder\.layers\.(\d+)\.norm([4-9]|\d\d)\
 
 # torchvision's ResNet, with what the originals put in front of it, or alone as a classifier's file.
 _RESNET = re.compile(r"(?:backbone\.)?(?:0\.)?(?:body\.)?((?:conv1|bn1|layer[1-4])\..+)")
-_RESNET_PARTS = (
-    (r"conv1\.", "stem.conv1."),
-    (r"bn1\.", "stem.conv1.norm."),
-    (r"layer([1-4])\.(\d+)\.conv(\d)\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.conv{m[3]}."),
-    (r"layer([1-4])\.(\d+)\.bn(\d)\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.conv{m[3]}.norm."),
-    (r"layer([1-4])\.(\d+)\.downsample\.0\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.shortcut."),
-    (r"layer([1-4])\.(\d+)\.downsample\.1\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.shortcut.norm."),
-)
 _SWIN = re.compile(r"(?:patch_embed|layers\.\d+|norm[0-3])\..+")  # a classifier's file
 # torchvision's Swin, which is Relation-DETR's: stages and the mergings between them are counted together.
 _TORCHVISION_SWIN = re.compile(r"(?:backbone\.)?(?:0\.)?(features\..+)")
-_SWIN_PARTS = (
-    (r"features\.0\.0\.", "patch_embed.proj."),
-    (r"features\.0\.2\.", "patch_embed.norm."),
-    (r"features\.([246])\.", lambda m: f"layers.{int(m[1]) // 2 - 1}.downsample."),
-    (r"features\.([1357])\.(\d+)\.mlp\.0\.", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}.mlp.fc1."),
-    (r"features\.([1357])\.(\d+)\.mlp\.3\.", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}.mlp.fc2."),
-    (r"features\.([1357])\.(\d+)\.", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}."),
-)
+_SWIN_RULES = one_way((
+    ("features.0.0.{module}", "patch_embed.proj.{module}"),
+    ("features.0.2.{module}", "patch_embed.norm.{module}"),
+    *((f"features.{2 * n + 2}.{{module}}", f"layers.{n}.downsample.{{module}}") for n in range(3)),
+    *(
+        (f"features.{2 * n + 1}.{{i}}.{theirs}{{module}}", f"layers.{n}.blocks.{{i}}.{ours}{{module}}")
+        for n in range(4)
+        for theirs, ours in (("mlp.0.", "mlp.fc1."), ("mlp.3.", "mlp.fc2."), ("", ""))
+    ),
+))
 # Classifiers' last layers, and what is computed anyway; torchvision's Swin has the index as a vector.
 _DROPPED = re.compile(r"(?:fc|head|norm)\.(?:weight|bias)|.*\.attn_mask|.*features\..*\.relative_position_index")
 
@@ -96,7 +90,7 @@ def from_upstream(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 result[f"decoder.layers.{match[1]}.self_attn.{letter}_proj.{match[2]}"] = rows
             continue
         ours = our_name(name)
-        if ours in result and not _equal(result[ours], tensor):
+        if ours in result and not same_values(result[ours], tensor):
             raise CheckpointError(
                 f"{name} is one of two copies of a shared tensor ({ours}), and they differ: the file is damaged, or of "
                 "another model. Take the published file."
@@ -112,12 +106,9 @@ def our_name(name: str) -> str:
         return f"decoder.layers.{match[1]}.branches.{branch}.linear{which + 1}.{match[3]}"
     if match := _FULL_NORM.fullmatch(name):
         return f"decoder.layers.{match[1]}.branches.{int(match[2]) - 4}.norm.{match[3]}"
-    for whole, parts in ((_RESNET, _RESNET_PARTS), (_TORCHVISION_SWIN, _SWIN_PARTS)):
-        if match := whole.fullmatch(name):
-            for pattern, ours in parts:
-                renamed, count = re.subn(f"^{pattern}", ours, match[1])
-                if count:
-                    return f"backbone.{renamed}"
+    for whole, rules in ((_RESNET, RESNET), (_TORCHVISION_SWIN, _SWIN_RULES)):
+        if (match := whole.fullmatch(name)) and (ours := renamed(match[1], rules)):
+            return f"backbone.{ours}"
     if _SWIN.fullmatch(name):
         return f"backbone.{name}"
     for pattern, ours in _COMPILED:
@@ -142,62 +133,33 @@ def check_loaded(tensors: dict[str, Tensor], model: nn.Module, logger: logging.L
         CheckpointError: nothing matches, a shape differs, or a part of the model would be loaded incompletely.
     """
     base = model.base_shapes
-    if not base.keys() & tensors.keys():
-        raise CheckpointError(
-            f"None of the {len(tensors)} tensors of the checkpoint belongs to {type(model).__name__} (the first is "
-            f"{next(iter(tensors), 'missing')}). Name a checkpoint of this model, or of its backbone, in MODEL.WEIGHTS."
-        )
+    check_any_match(
+        tensors, base, type(model).__name__, "Name a checkpoint of this model, or of its backbone, in MODEL.WEIGHTS."
+    )
     for name in [name for name in tensors if name.endswith(".num_batches_tracked") and name not in base]:
         del tensors[name]  # frozen norms do not count
     settle_branches(tensors, model, logger)
-    wrong = [name for name in base if name in tensors and tuple(tensors[name].shape) != tuple(base[name])]
-    fatal = [name for name in wrong if not CLASS_DEPENDENT.search(name)]
+    fatal = drop_other_shapes(tensors, base, CLASS_DEPENDENT.search)
     if fatal:
-        shapes = [f"{name} {tuple(tensors[name].shape)} instead of {tuple(base[name])}" for name in fatal]
         raise CheckpointError(
-            f"The checkpoint has other shapes than the model: {_listing(shapes)}. The configuration describes another "
-            "model: compare the backbone, HIDDEN_DIM, DIM_FEEDFORWARD, NUM_QUERIES and the numbers of layers."
+            f"The checkpoint has other shapes than the model: {listing(map(' '.join, fatal.items()))}. The "
+            "configuration describes another model: compare the backbone, HIDDEN_DIM, DIM_FEEDFORWARD, NUM_QUERIES and "
+            "the numbers of layers."
         )
-    for name in wrong:
-        del tensors[name]
     return _missing(tensors, base, logger)
 
 
-def _missing(tensors: Mapping[str, Tensor], base: Mapping[str, Sequence[int]], logger: logging.Logger) -> list[str]:
+def _missing(tensors: Mapping[str, Tensor], base: Shapes, logger: logging.Logger) -> list[str]:
     """The base tensors that the file does not bring, if it may lack them."""
-    missing: dict[str, list[str]] = {}
-    for name in base:
-        if name not in tensors:
-            missing.setdefault(name.split(".")[0], []).append(name)
-    sizes: dict[str, int] = {}
-    for name in base:
-        part = name.split(".")[0]
-        sizes[part] = sizes.get(part, 0) + 1
+    parts = dict.fromkeys(name.split(".")[0] for name in base)
+    found = list(missing_by_part(tensors, base, parts))
     # A classifier brings a backbone alone.
-    allowed = sizes.keys() - {"backbone"} if missing.keys() >= sizes.keys() - {"backbone"} else set(OPTIONAL_PARTS)
-    absent = [part for part, names in missing.items() if len(names) == sizes[part] and part in allowed]
-    anew, broken, optional = [], [], []
-    for part, names in missing.items():
-        if part not in absent:
-            anew += [name for name in names if CLASS_DEPENDENT.search(name)]
-            optional += [name for name in names if _OPTIONAL.fullmatch(name)]
-            broken += [name for name in names if not CLASS_DEPENDENT.search(name) and not _OPTIONAL.fullmatch(name)]
-    if broken:
-        raise CheckpointError(
-            f"The checkpoint has only a part of the model: missing are {_listing(broken)}. Load a complete checkpoint; "
-            "files with tuned tensors alone belong into MODEL.PEFT.DELTA."
-        )
-    if absent:
-        logger.warning("The checkpoint has no %s: it keeps its initialisation.", ", ".join(absent))
-    if anew:
-        logger.warning("Initialised anew, because the checkpoint has other classes: %s", ", ".join(anew))
-    return [name for part in absent for name in missing[part]] + anew + optional
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a is b or (a.shape == b.shape and (a.is_meta or b.is_meta or torch.equal(a, b)))
-
-
-def _listing(items: Sequence[str], limit: int = 8) -> str:
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
+    bare = all(missing for part, missing, _ in found if part != "backbone")
+    allowed = parts.keys() - {"backbone"} if bare else OPTIONAL_PARTS
+    absent = {part: missing for part, missing, wholly in found if wholly and part in allowed}
+    rest = [name for part, missing, _ in found if part not in absent for name in missing]
+    anew = [name for name in rest if CLASS_DEPENDENT.search(name)]
+    optional = [name for name in rest if OPTIONAL.fullmatch(name)]
+    check_complete("model", [name for name in rest if name not in {*anew, *optional}])
+    warn_initialised(logger, ", ".join(absent), anew)
+    return [name for missing in absent.values() for name in missing] + anew + optional

@@ -4,19 +4,22 @@ Our names are the original's. All functions are pure: dict of tensors in, dict o
 """
 import logging
 import re
-from typing import Iterable, Mapping, Sequence
+from typing import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from lowrank_d2.errors import CheckpointError
+from lowrank_d2.modeling.checkpoint_names import (
+    Shapes, both_ways, check_any_match, drop_other_shapes, joined, listing, renamed
+)
 from yolos.positions import Grid, resize_positions
 
 CLASS_DEPENDENT = frozenset({"class_embed.layers.2.weight", "class_embed.layers.2.bias"})
 POSITIONS = ("backbone.pos_embed", "backbone.mid_pos_embed")
 TRANSFORMERS_EPS = 1e-12  # of the layer norms in the published config.json
 
-# (ours, transformers'). {n} is a number, {x} weight or bias.
+# (ours, transformers'), as lowrank_d2.modeling.checkpoint_names explains.
 _RULES = (
     ("backbone.cls_token", "vit.embeddings.cls_token"),
     ("backbone.det_token", "vit.embeddings.detection_tokens"),
@@ -32,6 +35,7 @@ _RULES = (
     ("class_embed.layers.{n}.{x}", "class_labels_classifier.layers.{n}.{x}"),
     ("bbox_embed.layers.{n}.{x}", "bbox_predictor.layers.{n}.{x}"),
 )
+_TO_TRANSFORMERS, _FROM_TRANSFORMERS = both_ways(_RULES)
 _THIRDS = ("query", "key", "value")  # from top to bottom of the packed matrix
 _OUR_QKV = re.compile(r"backbone\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
 _THEIR_QKV = re.compile(r"vit\.encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)")
@@ -55,14 +59,10 @@ def from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             block, third, x = match.groups()
             packed.setdefault(f"backbone.blocks.{block}.attn.qkv.{x}", {})[third] = tensor
         else:
-            result[_renamed(name, _FROM_TRANSFORMERS)] = tensor
-    for name, parts in packed.items():
-        if len(parts) < len(_THIRDS):
-            raise CheckpointError(
-                f"{name} needs {', '.join(_THIRDS)}, but only {', '.join(parts)} are in the file. Take a complete file."
-            )
-        result[name] = torch.cat([parts[third] for third in _THIRDS])
-    return result
+            result[renamed(name, _FROM_TRANSFORMERS) or name] = tensor
+    return result | joined(packed, _THIRDS, lambda name, given: (
+        f"{name} needs {', '.join(_THIRDS)}, but only {', '.join(given)} are in the file. Take a complete file."
+    ))
 
 
 def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for third, rows in zip(_THIRDS, tensor.chunk(len(_THIRDS))):
                 result[f"vit.encoder.layer.{block}.attention.attention.{third}.{x}"] = rows
         else:
-            result[_renamed(name, _TO_TRANSFORMERS)] = tensor
+            result[renamed(name, _TO_TRANSFORMERS) or name] = tensor
     return result
 
 
@@ -104,7 +104,7 @@ def from_classifier(tensors: Mapping[str, Tensor], grid: Grid, det_positions: Te
     return result
 
 
-def check_loaded(tensors: dict[str, Tensor], expected: Mapping[str, Sequence[int]], logger: logging.Logger) -> None:
+def check_loaded(tensors: dict[str, Tensor], expected: Shapes, logger: logging.Logger) -> None:
     """Judges a state dict under our names before it is loaded; takes class-dependent tensors of other sizes out.
 
     Args:
@@ -114,18 +114,13 @@ def check_loaded(tensors: dict[str, Tensor], expected: Mapping[str, Sequence[int
     Raises:
         CheckpointError: nothing matches, a shape differs, tensors are left over, or a part is incomplete.
     """
-    if not expected.keys() & tensors.keys():
-        raise CheckpointError(
-            f"None of the {len(tensors)} tensors of the checkpoint belongs to YOLOS (the first is "
-            f"{next(iter(tensors), 'missing')}). Name a YOLOS checkpoint of the authors or of transformers."
-        )
-    wrong = [name for name in expected if name in tensors and tuple(tensors[name].shape) != tuple(expected[name])]
-    fatal = [name for name in wrong if name not in CLASS_DEPENDENT]
+    check_any_match(tensors, expected, "YOLOS", "Name a YOLOS checkpoint of the authors or of transformers.")
+    fatal = drop_other_shapes(tensors, expected, CLASS_DEPENDENT.__contains__)
     if fatal:
-        name = fatal[0]
+        name, shapes = next(iter(fatal.items()))
         raise CheckpointError(
-            f"{len(fatal)} tensors of the checkpoint have other shapes than the model's, first {name}: "
-            f"{tuple(tensors[name].shape)} instead of {tuple(expected[name])}. " + _advice(name)
+            f"{len(fatal)} tensors of the checkpoint have other shapes than the model's, first {name}: {shapes}. "
+            + _advice(name)
         )
     surplus = [name for name in tensors if name not in expected and _is_ours(name)]
     if surplus:
@@ -133,8 +128,6 @@ def check_loaded(tensors: dict[str, Tensor], expected: Mapping[str, Sequence[int
             f"The checkpoint is of a larger YOLOS: {len(surplus)} tensors, first {surplus[0]}, have no place in the "
             "model. " + _advice(surplus[0])
         )
-    for name in wrong:
-        del tensors[name]
     missing = [name for name in expected if name not in tensors]
     heads = [name for name in expected if not name.startswith("backbone.")]
     # A classifier brings neither heads nor what only detection has; all other files must be complete.
@@ -143,9 +136,8 @@ def check_loaded(tensors: dict[str, Tensor], expected: Mapping[str, Sequence[int
         allowed = {*heads, "backbone.det_token", "backbone.mid_pos_embed"}
     broken = [name for name in missing if name not in allowed]
     if broken:
-        more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise CheckpointError(
-            f"The checkpoint has only a part of YOLOS: missing are {', '.join(broken[:5])}{more}. {_advice(broken[0])}"
+            f"The checkpoint has only a part of YOLOS: missing are {listing(broken, 5)}. {_advice(broken[0])}"
         )
     if missing:
         logger.warning("Initialised anew, because the checkpoint does not bring them: %s", ", ".join(missing))
@@ -159,22 +151,6 @@ def _advice(name: str) -> str:
     return f"{advice} Or was it trained for another image size? Then set MODEL.YOLOS.{key}_POSITION_SIZE."
 
 
-def _compile(template: str) -> re.Pattern[str]:
-    pattern = re.escape(template)
-    return re.compile(pattern.replace(r"\{n\}", r"(?P<n>\d+)").replace(r"\{x\}", "(?P<x>weight|bias)"))
-
-
 def _is_ours(name: str) -> bool:
     """Whether a YOLOS of any size has a tensor of this name."""
-    return _OUR_QKV.fullmatch(name) is not None or any(ours.fullmatch(name) for ours, _ in _TO_TRANSFORMERS)
-
-
-_TO_TRANSFORMERS = tuple((_compile(ours), theirs) for ours, theirs in _RULES)
-_FROM_TRANSFORMERS = tuple((_compile(theirs), ours) for ours, theirs in _RULES)
-
-
-def _renamed(name: str, rules: Sequence[tuple[re.Pattern[str], str]]) -> str:
-    for pattern, template in rules:
-        if match := pattern.fullmatch(name):
-            return template.format(**match.groupdict())
-    return name
+    return _OUR_QKV.fullmatch(name) is not None or renamed(name, _TO_TRANSFORMERS) is not None
