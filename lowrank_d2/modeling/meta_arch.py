@@ -52,6 +52,17 @@ class MetaArch(nn.Module):
             CheckpointError: it would leave the model half loaded.
         """
 
+    @abstractmethod
+    def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """
+        Args:
+            batched_inputs: a dict per image, with "image" (C, H, W) in INPUT.FORMAT and 0..255; in training "instances"
+                with what the losses need; in evaluation optionally "height" and "width" of the wanted results.
+
+        Returns:
+            In training the weighted losses by name, in evaluation a dict per image with "instances".
+        """
+
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device

@@ -75,14 +75,7 @@ class DetectionTransformer(MetaArch):
         return tensors, weights.check_loaded(tensors, self, logger)
 
     def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """
-        Args:
-            batched_inputs: a dict per image, with "image" (3, H, W) in INPUT.FORMAT and 0..255; in training "instances"
-                (gt_classes, gt_boxes); in evaluation optionally "height" and "width" of the wanted results.
-
-        Returns:
-            In training the weighted losses by name, in evaluation a dict per image with "instances".
-        """
+        """As MetaArch's; in training the instances need gt_classes and gt_boxes."""
         images = self.preprocess(batched_inputs)
         levels = self.extract(images)
         if self.training:
