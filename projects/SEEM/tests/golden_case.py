@@ -1,4 +1,8 @@
-"""Golden cases of SEEM: where they are, and the model that a case describes in the original's own keys."""
+"""Golden cases of SEEM: where they are, and the model that a case describes in the original's own keys.
+
+They lie below $LOWRANK_D2_GOLDEN (default: ../shared/golden beside the repository), and a few in tests/small, so that a
+plain clone takes the same path.
+"""
 import importlib.util
 import json
 import os
@@ -18,6 +22,8 @@ from lowrank_d2.config import add_lowrank_config
 from seem import add_config, configure
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "golden"
+SMALL = Path(__file__).resolve().parent / "small"
+GENERATOR = Path(__file__).resolve().parents[3] / "tests" / "golden" / "small" / "golden.py"
 ROOT = Path(os.environ.get("LOWRANK_D2_GOLDEN", SHARED)) / "seem"
 
 # The original's keys -> ours, below MODEL.SEEM.
@@ -66,18 +72,24 @@ ADDED = {"adapter_down", "adapter_up", "lora_A", "lora_B"}
 
 
 def cases(mode: str) -> list:
-    """Parameters; one that is skipped when there are no cases of this mode."""
-    files = sorted(ROOT.rglob("case.json"))
+    """Parameters: the cases of this mode in both places; one that is skipped where the larger data has none."""
+    return _cases(ROOT, mode) + _cases(SMALL, mode)
+
+
+def _cases(root: Path, mode: str) -> list:
+    files = sorted(root.rglob("case.json"))
     found = [file.parent for file in files if json.loads(file.read_text(encoding="utf-8"))["mode"] == mode]
     if not found:
-        reason = f"no golden cases of SEEM below {ROOT}; set LOWRANK_D2_GOLDEN"
-        return [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="absent")]
-    return [pytest.param(folder, id=str(folder.relative_to(ROOT))) for folder in found]
+        reason = f"no golden cases of SEEM below {root}; set LOWRANK_D2_GOLDEN"
+        return [pytest.param(None, marks=pytest.mark.skip(reason=reason), id=f"{root.name}-absent")]
+    return [pytest.param(folder, id=f"{root.name}/{folder.relative_to(root)}") for folder in found]
 
 
 def rules():
-    """The module rules.py, which brings golden.py."""
-    return _module("golden", SHARED / "golden.py") and _module("seem_rules", SHARED / "seem" / "rules.py")
+    """The module rules.py, which brings golden.py: those of the larger data, or the copies in this repository."""
+    golden, seem_rules = SHARED / "golden.py", SHARED / "seem" / "rules.py"
+    _module("golden", golden if golden.is_file() else GENERATOR)
+    return _module("seem_rules", seem_rules if seem_rules.is_file() else SMALL / "rules.py")
 
 
 def _module(name: str, file: Path):

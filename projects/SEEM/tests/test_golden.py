@@ -5,7 +5,7 @@ import torch
 
 from lowrank_d2.layers.draws import ReplayDraws
 from lowrank_d2.modeling import matcher
-from projects.SEEM.tests.golden_case import cases, inputs_of, model_of, rules
+from projects.SEEM.tests.golden_case import SHARED, SMALL, cases, inputs_of, model_of, rules
 from seem.text_encoder import normalised
 from seem.weights import to_upstream
 
@@ -59,6 +59,12 @@ def test_a_training_step_equals_the_originals(folder, monkeypatch):
     gradients = {name: value.numpy() for name, value in to_upstream(gradients).items()}
     assert gradients.keys() == set(case.meta["gradients"])
     assert case.check_gradients(gradients) == []
+
+
+def test_the_small_cases_have_the_rules_of_the_larger_data():
+    if not (SHARED / "seem" / "rules.py").is_file():
+        pytest.skip(f"the larger data is not at {SHARED}")
+    assert (SMALL / "rules.py").read_bytes() == (SHARED / "seem" / "rules.py").read_bytes()
 
 
 def watch(model) -> dict:
