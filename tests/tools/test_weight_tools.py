@@ -14,26 +14,13 @@ from lowrank_d2.modeling.maskdino.weights import to_upstream
 from lowrank_d2.peft import save_delta
 from lowrank_d2.peft.delta import read_delta
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-SMALL = """
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / "tools"
+SMALL = f"""
+_BASE_: "{ROOT / "tests" / "engine" / "small_maskdino.yaml"}"
 MODEL:
-  META_ARCHITECTURE: "MaskDINO"
-  DEVICE: "cpu"
-  BACKBONE: {NAME: "build_resnet_backbone", FREEZE_AT: 0}
-  RESNETS:
-    OUT_FEATURES: ["res2", "res3", "res4", "res5"]
-    STEM_OUT_CHANNELS: 8
-    RES2_OUT_CHANNELS: 16
-    WIDTH_PER_GROUP: 8
-  SEM_SEG_HEAD:
-    NAME: "MaskDINOHead"
-    IN_FEATURES: ["res2", "res3", "res4", "res5"]
-    NUM_CLASSES: 2
-    CONVS_DIM: 32
-    MASK_DIM: 32
-    NORM: "GN"
-    TRANSFORMER_ENC_LAYERS: 1
-  MaskDINO: {HIDDEN_DIM: 32, DEC_LAYERS: 1, NUM_OBJECT_QUERIES: 8, TEST: {SEMANTIC_ON: False, INSTANCE_ON: True}}
+  SEM_SEG_HEAD: {{NUM_CLASSES: 2}}
+  PEFT: {{METHODS: [], TRAIN: "all"}}
 """
 
 
