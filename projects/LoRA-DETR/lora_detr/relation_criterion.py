@@ -80,15 +80,16 @@ class RelationCriterion:
             layout: None in a step without objects, whose losses are zero.
         """
         layers = [f"_dn{layer}" for layer in _layers(decoded)]
-        if layout is None:
-            nothing = decoded.logits.new_zeros(len(layers))
-            return losses.named((nothing, nothing, nothing), CLASS_NAME, self.extra_weights, layers)
         device = decoded.boxes.device
+        num = num_targets(targets, device)  # other processes, which wait for it, may have objects
+        if layout is None:
+            nothing = decoded.boxes.new_zeros(len(layers))
+            return losses.named((nothing, nothing, nothing), CLASS_NAME, self.extra_weights, layers)
         pairs = [layout.pairs(image, device) for image in range(len(targets))]
         known = Assignment.of_pairs([pairs] * len(layers), device)
-        num = num_targets(targets, device) * layout.groups
+        padded = PaddedTargets.of(targets)
         values = losses.set_losses(
-            decoded.logits, decoded.boxes, known, PaddedTargets.of(targets), num, losses.varifocal
+            decoded.logits, decoded.boxes, known, padded, num * layout.groups, losses.varifocal
         )
         return losses.named(values, CLASS_NAME, self.extra_weights, layers)
 
