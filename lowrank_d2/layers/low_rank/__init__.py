@@ -12,6 +12,7 @@ from lowrank_d2.layers.low_rank.algebra import (
 )
 from lowrank_d2.layers.low_rank.residual import GeneratedKernel, LowRankResidualKernel, LowRankResidualLinear
 from lowrank_d2.layers.low_rank.share import SharingReport, share_stack
+from lowrank_d2.layers.low_rank.shared import SharedLinear, together
 
 __all__ = [
     "GeneratedKernel",
@@ -21,6 +22,7 @@ __all__ = [
     "LowRankResidualKernel",
     "LowRankResidualLinear",
     "Magnitude",
+    "SharedLinear",
     "SharingReport",
     "Update",
     "adapted_linear",
@@ -28,4 +30,5 @@ __all__ = [
     "merging_pays",
     "share_stack",
     "thin_pays",
+    "together",
 ]

@@ -8,11 +8,13 @@ import math
 from typing import Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lowrank_d2.layers.linear import Linear, linear
-from lowrank_d2.layers.low_rank.algebra import LowRank, adapted_linear
+from lowrank_d2.layers.low_rank.algebra import LowRank, adapted_linear, merging_pays
+from lowrank_d2.layers.low_rank.shared import SharedLinear
 
 
 class LowRankResidualLinear(nn.Module):
@@ -71,8 +73,12 @@ class LowRankResidualLinear(nn.Module):
         elif shared_bias is not None:
             bias = bias + shared_bias
         if self.A is None:
-            return linear(x, self.shared.weight, bias)
-        return adapted_linear(x, self.shared.weight, bias, LowRank(1.0), *self._factors())
+            return _multiplied(self.shared, x, bias)
+        down, up = self._factors()
+        if merging_pays(x.shape[:-1].numel(), self.in_features, self.out_features):
+            return adapted_linear(x, self.shared.weight, bias, LowRank(1.0), down, up)
+        y, hidden = _multiplied(self.shared, x, bias), F.linear(x, down.to(x.dtype))
+        return torch.addmm(y.reshape(-1, len(up)), hidden.reshape(-1, len(down)), up.to(x.dtype).t()).view(y.shape)
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         """All groups side by side: (groups * rank, d) and (h, groups * rank)."""
@@ -180,8 +186,7 @@ class LowRankResidualKernel(nn.Module):
 
     def _rows(self, q: Tensor) -> Tensor:
         """What multiplies x: W(q) (..., d, h), or with `left` W(q)^T (..., h, d)."""
-        shared = self.shared
-        numbers = linear(q, shared.weight, shared.bias)
+        numbers = _multiplied(self.shared, q, self.shared.bias)
         if self.A is not None:
             groups, rank = self.A.shape[:2]
             core = self.E(q).reshape(-1, groups, rank, rank)
@@ -250,6 +255,12 @@ def _kernel_shape(generator: nn.Linear, shape: Optional[tuple[int, int]]) -> tup
         size = f"{shape[0]} x {shape[1]}"
         raise ValueError(f"The Linear has {numbers} outputs, which are no kernel of {size}. Give `shape`.")
     return tuple(shape)
+
+
+def _multiplied(shared: nn.Linear, x: Tensor, bias: Optional[Tensor]) -> Tensor:
+    if isinstance(shared, SharedLinear):
+        return shared.multiply(x, bias)
+    return linear(x, shared.weight, bias)
 
 
 def _matrices(numbers: Tensor, shape: tuple[int, int], left: bool) -> Tensor:

@@ -1,4 +1,5 @@
 """The queries, and the stages that refine them one after the other; with LORS, around weights that all stages share."""
+import contextlib
 from typing import Optional, Sequence
 
 import torch
@@ -9,6 +10,7 @@ from lors import boxes
 from lors.mixing import AdaptiveMixing, MixingSize, Residual, SharedMixing
 from lors.sampling import PointSampling, Pyramid
 from lors.stage import CoveredAttention, Heads, Stage, StageOutput
+from lowrank_d2.layers.low_rank import together
 from lowrank_d2.layers.mlp import FeedForward
 
 
@@ -85,8 +87,9 @@ class Decoder(nn.Module):
         Boxes pass from stage to stage without gradient, so each stage's losses see its own changes of them alone.
         """
         outputs = []
-        for stage in self.stages:
-            output = stage(content, xyzr, pyramid)
-            content, xyzr = output.content, output.xyzr.detach()
-            outputs.append(output)
+        with contextlib.nullcontext() if self.shared is None else together(self.shared):
+            for stage in self.stages:
+                output = stage(content, xyzr, pyramid)
+                content, xyzr = output.content, output.xyzr.detach()
+                outputs.append(output)
         return outputs

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_d2.layers.linear import Linear
-from lowrank_d2.layers.low_rank import GeneratedKernel, LowRankResidualKernel, LowRankResidualLinear
+from lowrank_d2.layers.low_rank import GeneratedKernel, LowRankResidualKernel, LowRankResidualLinear, SharedLinear
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class SharedMixing(nn.Module):
         super().__init__()
         self.channel = self.spatial = self.out_proj = None
         if adaptive:
-            self.channel = nn.ModuleList(Linear(size.embed_dim, size.channel_numbers) for _ in range(size.groups))
-            self.spatial = nn.ModuleList(Linear(size.embed_dim, size.spatial_numbers) for _ in range(size.groups))
+            self.channel = nn.ModuleList(SharedLinear(size.embed_dim, size.channel_numbers) for _ in range(size.groups))
+            self.spatial = nn.ModuleList(SharedLinear(size.embed_dim, size.spatial_numbers) for _ in range(size.groups))
         if static:
-            self.out_proj = Linear(size.mixed, size.embed_dim, bias=False)
+            self.out_proj = SharedLinear(size.mixed, size.embed_dim, bias=False)
 
 
 class AdaptiveMixing(nn.Module):

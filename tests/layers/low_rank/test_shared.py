@@ -1,0 +1,115 @@
+"""Gradients of a weight that several layers use, added up by the products themselves."""
+import contextlib
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lowrank_d2.layers.low_rank import LowRankResidualKernel, LowRankResidualLinear, SharedLinear, together
+
+
+class Stack(nn.Module):
+    """Three uses of one Linear and of one kernel generator, with private parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.square, self.generator = SharedLinear(12, 12, bias=False), SharedLinear(12, 12 * 5)
+        self.layers = nn.ModuleList(LowRankResidualLinear(self.square, 2) for _ in range(3))
+        self.kernels = nn.ModuleList(LowRankResidualKernel(self.generator, 2, k, shape=(12, 5)) for k in (1, 2, 3))
+
+    def forward(self, x):
+        total = 0
+        for layer, kernel in zip(self.layers, self.kernels):
+            x = layer(x).tanh()
+            total = total + kernel(x[..., None, :], x).square().sum() + x.sum()
+        return total
+
+
+@pytest.fixture
+def stack():
+    torch.manual_seed(0)
+    model = Stack().double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 3, 12, dtype=torch.float64, requires_grad=True)
+
+
+def gradients(model, x, inside):
+    inputs = (x, *model.parameters())
+    if not inside:
+        return torch.autograd.grad(model(x), inputs)
+    with together(model):
+        y = model(x)
+    return torch.autograd.grad(y, inputs)
+
+
+def test_together_changes_no_gradient(stack, x):
+    for one, true in zip(gradients(stack, x, inside=True), gradients(stack, x, inside=False)):
+        torch.testing.assert_close(one, true, rtol=1e-12, atol=1e-12)
+
+
+def test_a_pass_that_asked_for_something_else_leaves_nothing_behind(stack, x):
+    expected = gradients(stack, x, inside=False)
+    with together(stack):
+        y = stack(x)
+    (grad_x,) = torch.autograd.grad(y, x, retain_graph=True)
+    twice = [torch.autograd.grad(y, (x, *stack.parameters()), retain_graph=True) for _ in range(2)]
+    torch.testing.assert_close(grad_x, expected[0])
+    for found in twice:
+        for one, true in zip(found, expected):
+            torch.testing.assert_close(one, true)
+
+
+class Places(TorchDispatchMode):
+    """Where in memory results of a given shape stand."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.found = shape, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.shape == self.shape:
+            self.found.add(result.data_ptr())
+        return result
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_uses_share_one_gradient_in_memory(stack, x, inside):
+    weight = stack.generator.weight
+    with together(stack) if inside else contextlib.nullcontext():
+        y = stack(x)
+    with Places(weight.shape) as seen:
+        y.backward()
+    gradients = seen.found - {weight.data_ptr()}
+    assert gradients == {weight.grad.data_ptr()} if inside else len(gradients) > 1
+
+
+def test_frozen_weights_and_autocast_take_the_plain_way(stack, x):
+    model, x = copy.deepcopy(stack).float(), x.detach().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(x)
+        with together(model):
+            found = model(x)
+    assert torch.equal(found, expected)
+    found.backward()
+    assert model.square.weight.grad.any()
+    stack.square.weight.requires_grad_(False)
+    with together(stack):
+        assert "_common" not in vars(stack.square) and "_common" in vars(stack.generator)
+        stack(x.double()).backward()
+    assert stack.square.weight.grad is None and stack.generator.weight.grad.any()
+
+
+def test_nothing_stays_after_an_error(stack, x):
+    with pytest.raises(RuntimeError), together(stack):
+        stack(x[..., :3])
+    assert "_common" not in vars(stack.square)
+    assert copy.deepcopy(stack).state_dict().keys() == stack.state_dict().keys()
