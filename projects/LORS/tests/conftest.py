@@ -1,21 +1,13 @@
-"""Makes the project importable; a small AdaMixer, images for it, and the golden cases."""
+"""A small AdaMixer, images for it, and the golden cases."""
 import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
-import torch
-from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 
-PROJECT = Path(__file__).resolve().parents[1]
-if str(PROJECT) not in sys.path:
-    sys.path.insert(0, str(PROJECT))
-
-from lowrank_d2.engine.defaults import load_config  # noqa: E402
-from projects.LORS.tests.models import CONFIGS, SMALL, randomised  # noqa: E402
+from projects.LORS.tests.models import CONFIGS, KEEP, SMALL
+from tests.small_models import configured, random_model, two_images
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "golden"
 ROOT = Path(os.environ.get("LOWRANK_D2_GOLDEN", SHARED))
@@ -75,35 +67,16 @@ def reference():
 @pytest.fixture
 def small_config():
     """small_config("lors_R50", {"MODEL.ADAMIXER.NUM_STAGES": 2}) -> a config."""
-
-    def make(name="adamixer_R50", changes=None):
-        words = [str(word) for pair in {**SMALL, **(changes or {})}.items() for word in pair]
-        return load_config(str(CONFIGS / f"{name}.yaml"), words)
-
-    return make
+    return lambda name="adamixer_R50", changes=None: configured(CONFIGS / f"{name}.yaml", SMALL, changes)
 
 
 @pytest.fixture
 def small_model(small_config):
     """small_model("lors_R50", {key: value}) -> a model with random weights, none of them zero, in evaluation mode."""
-
-    def make(name="adamixer_R50", changes=None):
-        torch.manual_seed(0)
-        return randomised(build_model(small_config(name, changes)))
-
-    return make
+    return lambda name="adamixer_R50", changes=None: random_model(small_config(name, changes), keep=KEEP)
 
 
 @pytest.fixture
 def batch():
     """Two images of different sizes with three objects and none."""
-    torch.manual_seed(1)
-    inputs = []
-    for (height, width), count in (((64, 96), 3), ((48, 112), 0)):
-        low = torch.rand(count, 2) * torch.tensor([width / 2, height / 2])
-        instances = Instances((height, width))
-        instances.gt_boxes = Boxes(torch.cat((low, low + 5 + 20 * torch.rand(count, 2)), dim=1))
-        instances.gt_classes = torch.tensor([0, 4, 2])[:count]
-        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-        inputs.append({"image": image, "height": 2 * height, "width": width, "instances": instances})
-    return inputs
+    return two_images([0, 4, 2])

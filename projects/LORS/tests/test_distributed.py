@@ -1,16 +1,14 @@
 """Two processes on the CPU, one image each: the gradients are those of one process with both images."""
-import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch.nn.parallel import DistributedDataParallel
 
-from lowrank_d2.engine.defaults import load_config
-from projects.LORS.tests.models import CONFIGS, SMALL, randomised
+from projects.LORS.tests.models import CONFIGS, KEEP, SMALL
+from tests.small_models import configured, random_model
 
 OBJECTS = ((3, 1), (2, 0))  # of the two images, in two steps
 
@@ -25,9 +23,7 @@ def example(seed, count):
 
 
 def model_of(name):
-    torch.manual_seed(0)
-    words = [str(word) for pair in SMALL.items() for word in pair]
-    return randomised(build_model(load_config(str(CONFIGS / f"{name}.yaml"), words))).double().train()
+    return random_model(configured(CONFIGS / f"{name}.yaml", SMALL), keep=KEEP).double().train()
 
 
 def step(model, batch):
@@ -45,11 +41,7 @@ def one_of_two(rank, folder):
 
 
 def test_gradients_of_shared_tensors_sum_over_stages_and_processes(tmp_path):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # what the new processes import from
-    try:
-        mp.spawn(one_of_two, (str(tmp_path),), nprocs=2)
-    finally:
-        del sys.path[0]
+    mp.spawn(one_of_two, (str(tmp_path),), nprocs=2)
     for counts in OBJECTS:
         alone = step(model_of("lors_R50"), [example(rank, count) for rank, count in enumerate(counts)])
         shared = [name for name in alone if ".shared." in name]

@@ -6,12 +6,12 @@ import torch
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
-from lowrank_d2.data import mini
 from lowrank_d2.data.image_files import read_image
 from lowrank_d2.engine.defaults import load_config, run_tool
 from lowrank_d2.engine.predict import predict_files
 from lowrank_d2.engine.run import main, train_parser
 from projects.LORS.tests.models import CONFIGS
+from tests.small_models import generated, trained
 
 NAMES = ("adamixer_R50", "lors_R50")
 SHORT = [
@@ -24,9 +24,7 @@ SHORT = [
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A generated tree of 12 + 4 images, used as $DETECTRON2_DATASETS."""
-    root = tmp_path_factory.mktemp("datasets")
-    mini.build(root, "source", train=12, val=4, height=64)
-    return root
+    return generated(tmp_path_factory, train=12)
 
 
 @pytest.fixture
@@ -36,18 +34,10 @@ def files(monkeypatch, data):
     return lambda name: [str(CONFIGS / f"{name}.yaml"), str(CONFIGS / "mini.yaml")]
 
 
-def train(files, output, *words, options=()):
-    words = ["--config-file", *files, *options, *SHORT, *words, "OUTPUT_DIR", str(output)]
-    assert run_tool(main, train_parser(""), words) == 0
-    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
-    assert [line["iteration"] for line in lines] == list(range(len(lines)))
-    return lines
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loss_falls_and_the_run_predicts_what_its_file_says(tmp_path, files, data, name):
     out = tmp_path / "out"
-    lines = train(files(name), out)
+    lines = trained(files(name), out, *SHORT)
     losses = [line["total_loss"] for line in lines]
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
     kinds = ("loss_cls", "loss_bbox", "loss_iou", "pos_acc")
@@ -73,7 +63,7 @@ def test_own_data_decides_the_classes(tmp_path, files, data):
     images = data / "source" / "train"
     out = tmp_path / "out"
     own = ["--train-json", str(annotations), "--train-images", str(images)]
-    lines = train(files("lors_R50"), out, "SOLVER.MAX_ITER", "2", options=own)
+    lines = trained(files("lors_R50"), out, *own, *SHORT, "SOLVER.MAX_ITER", "2")
     assert len(lines) == 2
     state = torch.load(out / "model_final.pth", weights_only=False)["model"]
     assert state["decoder.stages.1.heads.class_embed.weight"].shape == (6, 32)
@@ -82,8 +72,8 @@ def test_own_data_decides_the_classes(tmp_path, files, data):
 
 
 def test_a_resumed_run_goes_on_where_it_was(tmp_path, files):
-    whole = train(files("lors_R50"), tmp_path / "whole", "SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "3")
     out = tmp_path / "whole"
+    whole = trained(files("lors_R50"), out, *SHORT, "SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "3")
     again = torch.load(out / "model_final.pth", weights_only=False)["model"]
     (out / "last_checkpoint").write_text("model_0000002.pth")
     (out / "model_final.pth").unlink()

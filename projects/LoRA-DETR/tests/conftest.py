@@ -1,22 +1,16 @@
-"""Makes the project importable; its golden cases; small models, images and objects."""
-import sys
+"""Golden cases of the project; small models, images and objects."""
 from pathlib import Path
 
+import lora_detr_cases as cases
 import pytest
 import torch
-from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 
-TESTS = Path(__file__).resolve().parent
-for folder in (TESTS, TESTS.parent):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+from lowrank_d2.engine.defaults import load_config
+from tests.golden.conftest import golden  # noqa: F401  a fixture: the module golden.py
+from tests.small_models import boxes_in, random_model
 
-import lora_detr_cases as cases  # noqa: E402
-from lowrank_d2.engine.defaults import load_config  # noqa: E402
-from tests.golden.conftest import golden  # noqa: E402, F401  a fixture: the module golden.py
-
-CONFIGS = TESTS.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def pytest_generate_tests(metafunc):
@@ -49,16 +43,7 @@ def small_config():
 @pytest.fixture
 def small_model(small_config):
     """As `small_config` -> the model in evaluation mode, with random weights, none of them zero."""
-
-    def make(name, changes=None):
-        torch.manual_seed(0)
-        model = build_model(small_config(name, changes))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.02 * torch.randn_like(parameter))
-        return model.eval()
-
-    return make
+    return lambda name, changes=None: random_model(small_config(name, changes), scale=0.02)
 
 
 @pytest.fixture
@@ -70,9 +55,8 @@ def batch():
         inputs = []
         for i, count in enumerate(counts):
             height, width = 64 + 16 * (i % 2), 96 - 16 * (i % 3)
-            low = torch.rand(count, 2) * torch.tensor([width / 2, height / 2])
             instances = Instances((height, width))
-            instances.gt_boxes = Boxes(torch.cat((low, low + 5 + 20 * torch.rand(count, 2)), dim=1))
+            instances.gt_boxes = boxes_in(height, width, count)
             instances.gt_classes = torch.randint(80, (count,))
             image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
             inputs.append({"image": image, "height": 2 * height, "width": width, "instances": instances})

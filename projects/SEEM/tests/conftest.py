@@ -1,43 +1,27 @@
-"""Makes the project importable; a small SEEM and images for it."""
-import sys
-from pathlib import Path
+"""A small SEEM and images for it."""
+from functools import partial
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 
-PROJECT = Path(__file__).resolve().parents[1]
-if str(PROJECT) not in sys.path:
-    sys.path.insert(0, str(PROJECT))
-
-from lowrank_d2.engine.defaults import load_config  # noqa: E402
-from lowrank_d2.errors import ConfigError  # noqa: E402
-from projects.SEEM.tests.models import CONFIGS, SMALL, randomised, without_vocabulary  # noqa: E402
-from seem.tokenizer import find_vocabulary  # noqa: E402
+from lowrank_d2.errors import ConfigError
+from projects.SEEM.tests.models import CONFIGS, SMALL, without_vocabulary
+from seem.tokenizer import find_vocabulary
+from tests.small_models import configured, random_model
 
 
 @pytest.fixture
 def small_config():
     """small_config({"MODEL.SEEM.DEC_LAYERS": 2}) -> a config."""
-
-    def make(changes=None):
-        words = [str(word) for pair in {**SMALL, **(changes or {})}.items() for word in pair]
-        return load_config(str(CONFIGS / "seem_focall.yaml"), words)
-
-    return make
+    return partial(configured, CONFIGS / "seem_focall.yaml", SMALL)
 
 
 @pytest.fixture
 def small_model(small_config, monkeypatch):
     """small_model({key: value}) -> a model with random weights, none of them zero, in evaluation mode."""
     without_vocabulary(monkeypatch)
-
-    def make(changes=None):
-        torch.manual_seed(0)
-        return randomised(build_model(small_config(changes)))
-
-    return make
+    return lambda changes=None: random_model(small_config(changes))
 
 
 @pytest.fixture

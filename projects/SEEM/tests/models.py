@@ -45,11 +45,3 @@ def toy_tokens(classes: int, seed: int = 0) -> torch.Tensor:
 def without_vocabulary(monkeypatch) -> None:
     """Lets models be built with toy tokens for their classes."""
     monkeypatch.setattr(configure, "_tokens", lambda cfg, names: toy_tokens(len(names)))
-
-
-def randomised(model):
-    """Norms, biases and all else far enough from their start for every mistake to show."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()

@@ -5,8 +5,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from lowrank_d2.errors import ConfigError
-from projects.SEEM.tests.models import randomised, without_vocabulary
+from projects.SEEM.tests.models import without_vocabulary
 from seem.decoder import blocked_cells
+from tests.small_models import random_model
 
 
 def test_losses_have_the_originals_names(small_model, batch):
@@ -87,8 +88,7 @@ def test_more_words_need_no_other_model(small_config, monkeypatch):
     from detectron2.modeling import build_model
 
     without_vocabulary(monkeypatch)
-    torch.manual_seed(0)
-    three = randomised(build_model(small_config()))
+    three = random_model(small_config())
     five = build_model(small_config({"MODEL.CLASS_NAMES": ["a", "b", "c", "d", "e"]})).eval()
     five.load_state_dict(three.state_dict())
     images = torch.randn(1, 3, 64, 64)

@@ -5,7 +5,8 @@ from detectron2.modeling import build_model
 
 from lowrank_d2.layers.draws import Draws
 from lowrank_d2.peft import merge, save_delta
-from projects.SEEM.tests.models import randomised, without_vocabulary
+from projects.SEEM.tests.models import without_vocabulary
+from tests.small_models import random_model
 
 PLACES = {f"pixel_decoder.encoder.{i}.self_attn" for i in range(2)} | {
     f"decoder.layers.{i}.{kind}" for i in range(4) for kind in ("self_attn", "cross_attn")
@@ -90,8 +91,7 @@ def test_the_merged_model_is_plain_and_computes_the_same(small_model):
 @pytest.mark.parametrize("changes", [LORA, adapter("kappa+lambda")])
 def test_a_delta_has_what_was_trained_whether_the_encoder_sleeps_or_not(small_config, monkeypatch, tmp_path, changes):
     without_vocabulary(monkeypatch)
-    torch.manual_seed(0)
-    base = randomised(build_model(small_config()))
+    base = random_model(small_config())
     torch.save({"model": base.state_dict()}, tmp_path / "base.pth")
     tuned = build_model(small_config(changes)).eval()
     tuned.load_state_dict(base.state_dict(), strict=False)

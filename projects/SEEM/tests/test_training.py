@@ -6,14 +6,13 @@ import torch
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
-from lowrank_d2.data import mini
 from lowrank_d2.data.image_files import read_image
-from lowrank_d2.engine.defaults import load_config, run_tool
+from lowrank_d2.engine.defaults import load_config
 from lowrank_d2.engine.predict import predict_files
-from lowrank_d2.engine.run import main, train_parser
 from lowrank_d2.engine.weight_files import merge_delta
 from lowrank_d2.errors import ConfigError
 from projects.SEEM.tests.models import CONFIGS, METHODS
+from tests.small_models import generated, trained
 
 CLASSES = ["ball", "box", "wedge", "star", "cross", "blob"]
 SHORT = [
@@ -28,9 +27,7 @@ pytestmark = pytest.mark.usefixtures("vocabulary")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A generated tree of 16 + 4 images, used as $DETECTRON2_DATASETS."""
-    root = tmp_path_factory.mktemp("datasets")
-    mini.build(root, "source", train=16, val=4, height=64)
-    return root
+    return generated(tmp_path_factory, train=16)
 
 
 @pytest.fixture
@@ -42,8 +39,7 @@ def files(monkeypatch, data):
 
 def train(files, output, *words):
     """The losses of a run."""
-    assert run_tool(main, train_parser(""), ["--config-file", *files, *SHORT, *words, "OUTPUT_DIR", str(output)]) == 0
-    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    lines = trained(files, output, *SHORT, *words)
     assert "segm/AP" in lines[-1]
     return [line["total_loss"] for line in lines]
 

@@ -2,7 +2,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from yolos.weights import to_transformers
 
@@ -18,14 +17,6 @@ SMALL = {
     "MODEL.YOLOS.INITIAL_POSITION_SIZE": [64, 96],
     "MODEL.YOLOS.MID_POSITION_SIZE": [48, 96],
 }
-
-
-def randomised(model):
-    """Positions, norms, biases and all else far enough from their start for every mistake to show."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
 
 
 def peer_of(model):

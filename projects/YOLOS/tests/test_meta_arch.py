@@ -3,12 +3,11 @@ import copy
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from lowrank_d2.engine.defaults import load_config
 from lowrank_d2.peft import Adapter, LoRA, inject
-from projects.YOLOS.tests.models import CONFIGS, peer_of, randomised
+from projects.YOLOS.tests.models import CONFIGS, peer_of
+from tests.small_models import configured, random_model
 
 SAME_POSITIONS = {"MODEL.YOLOS.MID_POSITION_SIZE": [64, 96]}
 
@@ -35,8 +34,7 @@ def test_predictions_are_those_of_transformers(small_model, size, mid):
 
 @pytest.mark.parametrize("name", ["yolos_ti", "yolos_s"])
 def test_the_published_sizes_predict_as_transformers(name):
-    torch.manual_seed(0)
-    model = randomised(build_model(load_config(str(CONFIGS / f"{name}.yaml"), ["MODEL.DEVICE", "cpu"])))
+    model = random_model(configured(CONFIGS / f"{name}.yaml", {"MODEL.DEVICE": "cpu"}))
     with torch.no_grad():
         for parameter in model.parameters():  # activations as moderate as a trained model's
             parameter.mul_(0.5)

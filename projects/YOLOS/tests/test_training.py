@@ -1,18 +1,16 @@
 """Runs of tools/train_net.py on generated data: every method learns, and what it wrote predicts the same anywhere."""
-import json
-
 import pytest
 import torch
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
-from lowrank_d2.data import mini
 from lowrank_d2.data.image_files import read_image
 from lowrank_d2.engine.defaults import load_config, run_tool
 from lowrank_d2.engine.run import main, train_parser
 from lowrank_d2.engine.weight_files import merge_delta
 from lowrank_d2.peft import METHODS, PeftConfig, apply_peft, read_header
 from projects.YOLOS.tests.models import CONFIGS
+from tests.small_models import generated, trained
 
 RECIPES = ("full", "lora", "adalora", "loha", "lokr")
 SHORT = [
@@ -24,9 +22,7 @@ SHORT = [
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A generated tree of 16 + 4 images, used as $DETECTRON2_DATASETS."""
-    root = tmp_path_factory.mktemp("datasets")
-    mini.build(root, "source", train=16, val=4, height=64)
-    return root
+    return generated(tmp_path_factory, train=16)
 
 
 @pytest.fixture
@@ -36,18 +32,10 @@ def files(monkeypatch, data):
     return lambda recipe: [str(CONFIGS / f"yolos_s_{recipe}.yaml"), str(CONFIGS / "mini.yaml")]
 
 
-def train(files, output, *words):
-    opts = [*SHORT, *words, "OUTPUT_DIR", str(output)]
-    assert run_tool(main, train_parser(""), ["--config-file", *files, *opts]) == 0
-    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
-    assert [line["iteration"] for line in lines] == list(range(len(lines)))
-    return lines
-
-
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_loss_falls_with_every_recipe(tmp_path, files, recipe):
     train_all = ["MODEL.PEFT.TRAIN", "all"] if recipe == "full" else []
-    lines = train(files(recipe), tmp_path / "out", *train_all)
+    lines = trained(files(recipe), tmp_path / "out", *SHORT, *train_all)
     losses = [line["total_loss"] for line in lines]
     assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
     assert {"loss_ce", "loss_bbox", "loss_giou"} <= lines[0].keys() and "bbox/AP" in lines[-1]
@@ -61,7 +49,7 @@ def test_the_loss_falls_with_every_recipe(tmp_path, files, recipe):
 @pytest.mark.parametrize("recipe", RECIPES[1:])
 def test_a_longer_run_goes_on_learning(tmp_path, files, recipe):
     words = ["SOLVER.MAX_ITER", "200", "TEST.EVAL_PERIOD", "100", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"]
-    losses = [line["total_loss"] for line in train(files(recipe), tmp_path / "out", *words)]
+    losses = [line["total_loss"] for line in trained(files(recipe), tmp_path / "out", *SHORT, *words)]
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
 
 
@@ -93,7 +81,7 @@ def test_base_and_delta_predict_what_the_run_ended_with(tmp_path, files, data):
     plain = build_model(load_config(files("full"), [*SHORT, *classes, "MODEL.PEFT.TRAIN", "all"]))
     torch.save({"model": plain.state_dict()}, tmp_path / "base.pth")
     out = tmp_path / "out"
-    train(files("lora"), out, "MODEL.WEIGHTS", str(tmp_path / "base.pth"))
+    trained(files("lora"), out, *SHORT, "MODEL.WEIGHTS", str(tmp_path / "base.pth"))
     image = read_image(str(next((data / "source" / "val").iterdir())))[..., ::-1]  # DefaultPredictor takes BGR
 
     def predict(*words):
