@@ -43,7 +43,7 @@ def test_a_training_step_equals_the_originals(folder, monkeypatch):
     model = model_of(case, monkeypatch).train()
     model.draws = ReplayDraws(case.draws())
     seen, words = watch(model), texts(model, case)
-    pairs = watch_matcher(model, monkeypatch)
+    pairs = watch_matcher(model, case, monkeypatch)
     losses = model(inputs_of(case))
     total = sum(losses.values())
     total.backward()
@@ -120,20 +120,27 @@ def texts(model, case) -> dict:
     }
 
 
-def watch_matcher(model, monkeypatch) -> dict:
-    """A dict that the next step fills with its matching: costs of the last prediction, pairs of all."""
-    named, match, assign = {}, model.criterion.matcher, matcher.assign
+def watch_matcher(model, case, monkeypatch) -> dict:
+    """A dict that the next step fills with its matching: costs of the last prediction, pairs of all.
+
+    The original matches every prediction, also those whose losses DEEP_SUPERVISION False drops. Ours leaves these
+    unmatched; where the case has their pairs, they are matched here with the recorded points.
+    """
+    named, step, match, assign = {}, {}, model.criterion.matcher, matcher.assign
+    stored = {name.split("/")[1] for name in case.meta["tensors"] if name.startswith("matched/")}
+    model.decoder.register_forward_hook(lambda module, inputs, predictions: step.update(all=predictions))
 
     def keep_costs(names, costs):
         last = names.index("layer_last")
         named.update({f"cost/layer_last/image_{i}": cost[last] for i, cost in enumerate(costs)})
         return assign(names, costs)
 
-    def keep_pairs(*arguments):
-        pairs = match(*arguments)
+    def keep_pairs(asked, *arguments):
+        every = {"layer_last": step["all"].last} | {f"layer_{i}": aux for i, aux in enumerate(step["all"].aux)}
+        pairs = match({name: p for name, p in every.items() if name in stored or name in asked}, *arguments)
         for name, images in pairs.items():
             named.update({f"matched/{name}/image_{i}": torch.stack((p.queries, p.targets)) for i, p in enumerate(images)})
-        return pairs
+        return {name: pairs[name] for name in asked}
 
     monkeypatch.setattr(matcher, "assign", keep_costs)
     monkeypatch.setattr(model.criterion, "matcher", keep_pairs)
