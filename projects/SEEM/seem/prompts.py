@@ -11,6 +11,7 @@ from seem.tokenizer import Tokenizer
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 BACKGROUND = "background"
+_WHERE = ": in MODEL.SEEM.CLASS_PROMPTS, or in --classes of tools/predict.py."
 
 
 def read_templates(name: str) -> list[str]:
@@ -39,15 +40,17 @@ def check_distinct(names: Sequence[str]) -> None:
     Raises:
         ConfigError: a class without words, or two that read the same; the message names them.
     """
-    seen = {BACKGROUND: BACKGROUND}
+    seen: dict[str, str] = {}
     for name in names:
         words = " ".join(words_of(name).lower().split())
         if not words:
-            raise ConfigError(f"The class {name!r} has no words. Give it some in MODEL.SEEM.CLASS_PROMPTS.")
+            raise ConfigError(f"The class {name!r} has no words. Give it some{_WHERE}")
+        if words == BACKGROUND:
+            raise ConfigError(f"The class {name!r} reads as what is no object does. Give it other words{_WHERE}")
         if words in seen:
             raise ConfigError(
                 f"The classes {seen[words]!r} and {name!r} have the same words, {words!r}, so that nothing tells them "
-                "apart. Give them different ones in MODEL.SEEM.CLASS_PROMPTS."
+                f"apart. Give them different ones{_WHERE}"
             )
         seen[words] = name
 
@@ -67,12 +70,11 @@ def tokenize(names: Sequence[str], templates: Sequence[str], tokenizer: Tokenize
     result = torch.full((len(names) + 1, len(templates), length), tokenizer.end)
     for row, name in enumerate([*names, BACKGROUND]):
         for column, template in enumerate(templates):
-            text = template.format(words_of(name))
-            ids = [tokenizer.start, *tokenizer.encode(text), tokenizer.end]
+            ids = [tokenizer.start, *tokenizer.encode(template.format(words_of(name))), tokenizer.end]
             if len(ids) > length:
                 raise ConfigError(
-                    f"The class {name!r} is too long: {text!r} has {len(ids)} tokens, start and end among them, and the "
-                    f"text encoder reads {length}. Shorten it in MODEL.SEEM.CLASS_PROMPTS."
+                    f"The class {name!r} is too long: in the sentence {template!r} it makes {len(ids)} tokens, start and "
+                    f"end among them, and the text encoder reads {length}. Shorten it{_WHERE}"
                 )
             result[row, column, : len(ids)] = torch.tensor(ids)
     return result
