@@ -1,5 +1,5 @@
 """What a forward pass computes, under the names of the golden data."""
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -84,3 +84,17 @@ def in_the_originals_order(seen: Mapping[str, np.ndarray], case: Any) -> dict[st
         if name.startswith(("select/topk", "select/boxes", "interm/", "decoder/", "outputs/")):
             seen[name] = np.stack([image[places] for image, places in zip(x, order)])
     return seen
+
+
+def result_maps(results: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Semantic and panoptic results of all images under the golden names; a row of `info` is id, isthing, class."""
+    named = {}
+    for i, result in enumerate(results):
+        if "sem_seg" in result:
+            named[f"sem_seg/{i}"] = result["sem_seg"]
+        if "panoptic_seg" in result:
+            segments, info = result["panoptic_seg"]
+            rows = [(segment["id"], int(segment["isthing"]), segment["category_id"]) for segment in info]
+            named[f"panoptic/{i}/segments"] = segments
+            named[f"panoptic/{i}/info"] = torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
+    return named

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lowrank_d2.modeling.maskdino  # noqa: F401  registers the model
-from tests.golden.seen import in_the_originals_order, watch
+from tests.golden.seen import in_the_originals_order, result_maps, watch
 
 pytestmark = pytest.mark.golden
 
@@ -34,20 +34,6 @@ def test_evaluation_equals_the_originals(eval_case, golden, golden_model, golden
         result = eval_case.check(name, seen[name])
         failures += [] if result["ok"] else [result]
     assert failures == []
-
-
-def result_maps(results):
-    """Semantic and panoptic results of all images under the golden names; a row of `info` is id, isthing, class."""
-    named = {}
-    for i, result in enumerate(results):
-        if "sem_seg" in result:
-            named[f"sem_seg/{i}"] = result["sem_seg"]
-        if "panoptic_seg" in result:
-            segments, info = result["panoptic_seg"]
-            rows = [(segment["id"], int(segment["isthing"]), segment["category_id"]) for segment in info]
-            named[f"panoptic/{i}/segments"] = segments
-            named[f"panoptic/{i}/info"] = torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
-    return named
 
 
 def compare_instances(case, golden, index, instances):

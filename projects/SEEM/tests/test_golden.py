@@ -8,6 +8,7 @@ from lowrank_d2.modeling import matcher
 from projects.SEEM.tests.golden_case import SHARED, SMALL, cases, inputs_of, model_of, rules
 from seem.text_encoder import normalised
 from seem.weights import to_upstream
+from tests.golden.seen import result_maps
 
 pytestmark = pytest.mark.golden
 
@@ -19,7 +20,7 @@ def test_evaluation_equals_the_originals(folder, monkeypatch):
     seen = watch(model)
     with torch.no_grad():
         results = model(inputs_of(case))
-    mine = {name: x.numpy() for name, x in (seen | texts(model, case) | maps_of(results)).items()}
+    mine = {name: x.numpy() for name, x in (seen | texts(model, case) | result_maps(results)).items()}
 
     failures = []
     for name in case.meta["tensors"]:
@@ -144,20 +145,6 @@ def watch_matcher(model, case, monkeypatch) -> dict:
 
     monkeypatch.setattr(matcher, "assign", keep_costs)
     monkeypatch.setattr(model.criterion, "matcher", keep_pairs)
-    return named
-
-
-def maps_of(results) -> dict:
-    """Semantic and panoptic results by the golden names; a row of `info` is id, isthing, class."""
-    named = {}
-    for i, result in enumerate(results):
-        if "sem_seg" in result:
-            named[f"sem_seg/{i}"] = result["sem_seg"]
-        if "panoptic_seg" in result:
-            segments, info = result["panoptic_seg"]
-            rows = [(segment["id"], int(segment["isthing"]), segment["category_id"]) for segment in info]
-            named[f"panoptic/{i}/segments"] = segments
-            named[f"panoptic/{i}/info"] = torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
     return named
 
 
