@@ -32,10 +32,34 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     return _convolved(x, weight, bias)
 
 
+def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """grad weight: the gradient of `linear`'s x, as fast. `linear(grad, weight.t())` would first turn the weight, which for
+    few tokens takes longer than the product.
+
+    Args:
+        grad: (..., out).
+        weight: (out, in).
+
+    Returns:
+        (..., in)
+    """
+    if not _by_convolution(grad, weight.t()):
+        return grad @ weight
+    if torch.get_num_threads() == 1:  # torch gives the operator below to MKL then
+        return _convolved(grad, weight.t(), None)
+    x = grad.new_empty((grad.numel() // grad.shape[-1], weight.shape[1]))  # only its shape is read
+    options = (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (True, False, False)
+    grad_x = torch.ops.aten.convolution_backward(_row(grad), _row(x), weight[:, :, None, None], None, *options)[0]
+    return grad_x.permute(0, 2, 3, 1).reshape(*grad.shape[:-1], weight.shape[1])
+
+
+def _row(x: Tensor) -> Tensor:
+    """One row of pixels, channels last: the tokens do not move in memory. (..., C) -> (1, C, 1, tokens)."""
+    return x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
+
+
 def _convolved(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-    # One row of pixels, channels last: neither the tokens nor the result move in memory.
-    row = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
-    y = _convolution(row, weight[:, :, None, None], bias)
+    y = _convolution(_row(x), weight[:, :, None, None], bias)
     # Not a view for autograd, which would forbid an in-place ReLU on what a Function of its own returns.
     return torch.ops.aten._unsafe_view(y.permute(0, 2, 3, 1).contiguous(), [*x.shape[:-1], len(weight)])
 
@@ -64,7 +88,7 @@ class _WithFrozenWeight(torch.autograd.Function):
     def backward(ctx, grad):
         (weight,) = ctx.saved_tensors
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
-        return linear(grad, weight.t()), None, grad_bias
+        return input_gradient(grad, weight), None, grad_bias
 
 
 class Linear(nn.Linear):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lowrank_d2.layers.linear import Linear, linear
+from lowrank_d2.layers.linear import Linear, input_gradient, linear
 
 # Of a frozen layer the hidden units are never whole: pieces of them stay in the processor's cache, and are small enough
 # for the C library to keep their memory. 2048 units of float32 take 16 MiB.
@@ -112,11 +112,10 @@ class _FrozenStep(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad, _):
         weight1, weight2, off = ctx.saved_tensors
-        back1, back2 = weight1.t().contiguous(), weight2.t().contiguous()
         grad_x = torch.empty_like(grad)
         for piece, result, dead in _pieces(grad, grad_x, off):
-            hidden = _switched_off(linear(piece, back2), dead)
-            torch.add(piece, linear(hidden, back1), out=result)
+            hidden = _switched_off(input_gradient(piece, weight2), dead)
+            torch.add(piece, input_gradient(hidden, weight1), out=result)
         return grad_x, None, None, None, None
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lowrank_d2.layers.linear import Linear, linear
+from lowrank_d2.layers.linear import Linear, input_gradient, linear
 
 
 @pytest.fixture(params=[1, 2])
@@ -123,3 +123,13 @@ def test_a_frozen_weight_allows_second_derivatives_and_batches_of_gradients(thre
     gradients = torch.func.vmap(torch.func.grad(energy))(torch.stack((x, 2 * x)))
     expected = x @ weight.t() @ weight
     torch.testing.assert_close(gradients, torch.stack((expected, 2 * expected)), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_the_input_s_gradient_is_the_product_with_the_weight(threads, turn):
+    grad, weight, _ = tensors(tokens=300, in_features=192, out_features=256, lead=(2,))  # (2, 300, 192), (256, 192)
+    weight = weight.t() if turn else weight.t().contiguous()
+    for part in (grad, grad[:, :0], grad[:, :1]):
+        result = input_gradient(part, weight)
+        assert result.shape == (*part.shape[:-1], 256)
+        torch.testing.assert_close(result, part @ weight, rtol=1e-5, atol=1e-5)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from lowrank_d2.layers.linear import linear
+from lowrank_d2.layers.linear import input_gradient, linear
 
 # The limits below were measured on one CPU thread for widths 256 to 1024 (docs/benchmarks/lowrank.md).
 _TOKENS_PER_WIDTH_TO_MERGE = 1.2  # from here on the skinny products lose against one dense merge
@@ -276,7 +276,7 @@ def _thin_gradients(grad: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float)
 
 def _product(grad: Tensor, weight: Tensor) -> Tensor:
     """grad (n, out) @ weight (out, in), in the type of `grad`."""
-    return linear(grad, weight.to(grad.dtype).t())
+    return input_gradient(grad, weight.to(grad.dtype))
 
 
 def _typed(tensor: Tensor, like: Tensor) -> Tensor:

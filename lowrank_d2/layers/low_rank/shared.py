@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lowrank_d2.layers.linear import Linear, linear
+from lowrank_d2.layers.linear import Linear, input_gradient, linear
 
 
 class SharedLinear(Linear):
@@ -98,5 +98,5 @@ class _Use(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         tokens = grad.reshape(-1, grad.shape[-1])
         ctx.common.add(tokens, x.reshape(-1, x.shape[-1]))
-        grad_x = linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        grad_x = input_gradient(grad, weight) if ctx.needs_input_grad[0] else None
         return grad_x, tokens.sum(0) if ctx.needs_input_grad[1] else None, None, None
