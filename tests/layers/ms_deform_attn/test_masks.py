@@ -88,32 +88,25 @@ def test_points_that_are_no_numbers_or_far_away_read_nothing_and_break_nothing(i
 
 def test_other_layouts_and_any_number_of_threads_give_the_same_bits(compiled):
     masks, points = some(n=9, height=30, width=20, count=9000)
-    turned = masks.transpose(1, 2).contiguous().transpose(1, 2)
-    spaced = torch.stack((points, points), dim=-1)[..., 0]
-    grad, threads, seen = torch.randn(9, 9000), torch.get_num_threads(), []
-    try:
-        for number in (1, 2, 3, 5):
-            torch.set_num_threads(number)
-            seen.append(
-                (
-                    ops.masks_at_points(turned, spaced, None),
-                    ops.masks_at_points_backward(grad, spaced, 30, 20),
-                    ops.least_certain_points(turned, spaced, 2000),
-                    ops.uniform_numbers(4, 300_001),
-                )
-            )
-    finally:
-        torch.set_num_threads(threads)
-    seen.append(
-        (
+    grad, threads = torch.randn(9, 9000), torch.get_num_threads()
+
+    def results(masks, points):
+        return (
             ops.masks_at_points(masks, points, None),
             ops.masks_at_points_backward(grad, points, 30, 20),
             ops.least_certain_points(masks, points, 2000),
             ops.uniform_numbers(4, 300_001),
         )
-    )
-    for other in seen[1:]:
-        assert all(map(torch.equal, other, seen[0]))
+
+    expected = results(masks, points)
+    turned = masks.transpose(1, 2).contiguous().transpose(1, 2)
+    spaced = torch.stack((points, points), dim=-1)[..., 0]
+    try:
+        for number in (1, 2, 3, 5):
+            torch.set_num_threads(number)
+            assert all(map(torch.equal, results(turned, spaced), expected))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_what_does_not_fit_is_refused(compiled):
