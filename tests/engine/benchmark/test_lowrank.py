@@ -16,7 +16,8 @@ def test_the_report_has_its_keys_and_sensible_numbers():
     assert [row["method"] for row in report["cases"]] == ["lora", "dora", "adalora", "loha", "lokr"]
     for row in report["cases"]:
         assert {"method", "relative_to_frozen", "peft_relative", "saved_mb", "peft_saved_mb"} <= row.keys()
-        assert 0.3 < row["relative_to_frozen"] < 4 and 1 < row["peft_relative"] < 8  # oneDNN may halve the frozen layer's time
+        # Below 1 where oneDNN is faster than the frozen layer's MKL.
+        assert 0.3 < row["relative_to_frozen"] < 4 and 1 < row["peft_relative"] < 8
         assert 0 <= row["saved_mb"] <= row["peft_saved_mb"] and (row["width"], row["tokens"]) == (256, 1250)
     assert report["frozen_ms"].keys() == {"256 x 1250"} and report["models"] == []
 
