@@ -54,6 +54,8 @@ def deformable_parts(cfg: CfgNode) -> dict[str, Any]:
             num_labels=num_labels,
             num_heads_of_classes=node.DEC_LAYERS + int(node.TWO_STAGE),
             look_forward_twice=node.LOOK_FORWARD_TWICE,
+            # As released: low-rank branches start from boxes without gradient, whole feed-forward parts do not.
+            branches_look_forward_twice=node.LOOK_FORWARD_TWICE and cfg.MODEL.LORA_DETR.KIND == "ffn",
             make_layer=lambda: _decoder_layer(node, branches, node.CROSS_FIRST),
         ),
         "criterion": DeformableCriterion(

@@ -95,16 +95,19 @@ class DeformableDecoder(nn.Module):
         num_labels: int,
         num_heads_of_classes: int,
         look_forward_twice: bool,
+        branches_look_forward_twice: bool,
         make_layer: Callable[[], DecoderLayer],
     ):
         """
         Args:
             num_heads_of_classes: class heads and box heads; one more than layers with proposals, which use the last.
             look_forward_twice: boxes carry their gradient one layer back.
+            branches_look_forward_twice: so do the branches' boxes.
             make_layer: gives a new layer.
         """
         super().__init__()
         self.look_forward_twice = look_forward_twice
+        self.branches_look_forward_twice = branches_look_forward_twice
         self.layers = nn.ModuleList(make_layer() for _ in range(num_layers))
         self.class_embed = nn.ModuleList(class_head(embed_dim, num_labels) for _ in range(num_heads_of_classes))
         self.bbox_embed = nn.ModuleList(box_head(embed_dim) for _ in range(num_heads_of_classes))
@@ -124,7 +127,8 @@ class DeformableDecoder(nn.Module):
             if with_branches:
                 x, branches = layer.with_branches(*inputs)
                 branch_logits.append(self.class_embed[i](branches))
-                branch_boxes.append(refine(self.bbox_embed[i](branches), reference.detach(), EPS))
+                start = before if self.branches_look_forward_twice else reference.detach()
+                branch_boxes.append(refine(self.bbox_embed[i](branches), start, EPS))
             else:
                 x = layer(*inputs)
             change = self.bbox_embed[i](x)

@@ -76,6 +76,15 @@ def test_evaluation_does_not_know_branches(small_model, batch, name):
     assert not ran
 
 
+@pytest.mark.parametrize("kind, twice, carried", [("lora", True, False), ("ffn", True, True), ("ffn", False, False)])
+def test_only_whole_branches_look_forward_twice(small_model, batch, kind, twice, carried):
+    changes = {"MODEL.LORA_DETR.KIND": kind, "MODEL.DEFORMABLE_DETR.LOOK_FORWARD_TWICE": str(twice)}
+    model = small_model("deformable_detr_pp_R50_lora1", changes)
+    decoded = model.decode(model.extract(model.preprocess(batch(1))), with_branches=True)
+    decoded.branch_boxes[0, 1].sum().backward()
+    assert model.decoder.bbox_embed[0].layers[-1].weight.grad.any() == carried
+
+
 @pytest.mark.parametrize("name", LORA3)
 def test_checkpoints_with_and_without_branches_load_into_each_other(small_model, tmp_path, name):
     full, plain = small_model(name), small_model(name, WITHOUT)
