@@ -4,6 +4,7 @@ torch multiplies float32 matrices by MKL, which on AMD's processors does not use
 convolutions by oneDNN, which does: there a convolution of 1 x 1 is more than twice as fast as the same linear layer,
 forward and backward (docs/benchmarks/mask_dino.md).
 """
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 # Multiplications from which a convolution's larger overhead is repaid.
 _WORTHWHILE = 2**24
+# Numbers of a weight's gradient that are made at a time, so that they and what they are made of stay in the cache.
+_BLOCK = 2**17
 
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
@@ -51,6 +54,51 @@ def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     options = (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (True, False, False)
     grad_x = torch.ops.aten.convolution_backward(_row(grad), _row(x), weight[:, :, None, None], None, *options)[0]
     return grad_x.permute(0, 2, 3, 1).reshape(*grad.shape[:-1], weight.shape[1])
+
+
+def add_weight_gradient(total: Optional[Tensor], grads: Sequence[Tensor], xs: Sequence[Tensor]) -> Tensor:
+    """The sum of grad^T x over several uses of a weight, as fast: the gradient of `linear`'s weight.
+
+    Large uses are one product by oneDNN, made block by block: side by side in memory the rows of all uses would be several
+    times the gradient, and one product for each use would pass over the gradient as often as there are uses.
+
+    Args:
+        total: (out, in), to which the sum is added in place; None: a new one.
+        grads: (tokens, out) of every use.
+        xs: (tokens, in) of every use.
+
+    Returns:
+        (out, in)
+    """
+    rows, columns = grads[0].shape[1], xs[0].shape[1]
+    work = sum(map(len, xs)) * rows * columns
+    if work < _WORTHWHILE or torch.get_num_threads() == 1 or not _by_onednn(*grads, *xs):
+        for grad, x in zip(grads, xs):
+            total = grad.t() @ x if total is None else total.addmm_(grad.t(), x)
+        return total
+    begun = total is not None
+    total = total if begun else xs[0].new_empty(rows, columns)
+    tall = rows > columns
+    whole = _stacked(xs if tall else grads)
+    step = max(1, _BLOCK // min(rows, columns))
+    for start in range(0, max(rows, columns), step):
+        block = slice(start, start + step)
+        part = _stacked([x[:, block] for x in (grads if tall else xs)])
+        found = _product_of_tokens(part, whole) if tall else _product_of_tokens(whole, part)
+        place = total[block] if tall else total[:, block]
+        place.add_(found) if begun else place.copy_(found)
+    return total
+
+
+def _stacked(xs: Sequence[Tensor]) -> Tensor:
+    return torch.cat(tuple(xs)) if len(xs) > 1 else xs[0]
+
+
+def _product_of_tokens(grad: Tensor, x: Tensor) -> Tensor:
+    """grad^T x, (tokens, out) and (tokens, in) -> (out, in), as the weight's gradient of a convolution."""
+    weight = x.new_empty((grad.shape[1], x.shape[1], 1, 1))  # only its shape is read
+    options = (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, False)
+    return torch.ops.aten.convolution_backward(_row(grad), _row(x), weight, None, *options)[1][:, :, 0, 0]
 
 
 def _row(x: Tensor) -> Tensor:
@@ -100,10 +148,12 @@ class Linear(nn.Linear):
 
 
 def _by_convolution(x: Tensor, weight: Tensor) -> bool:
+    return x.numel() * len(weight) >= _WORTHWHILE and _by_onednn(x, weight)
+
+
+def _by_onednn(*tensors: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.numel() * len(weight) >= _WORTHWHILE
+        all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lowrank_d2.layers.linear import Linear, input_gradient, linear
+from lowrank_d2.layers.linear import Linear, add_weight_gradient, input_gradient, linear
 
 
 @pytest.fixture(params=[1, 2])
@@ -133,3 +133,29 @@ def test_the_input_s_gradient_is_the_product_with_the_weight(threads, turn):
         result = input_gradient(part, weight)
         assert result.shape == (*part.shape[:-1], 256)
         torch.testing.assert_close(result, part @ weight, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("out_features, in_features", [(1100, 96), (96, 1100), (256, 192), (24, 16)])
+@pytest.mark.parametrize("uses", [(300,), (300, 200, 1), (0, 400)])
+@pytest.mark.parametrize("begun", [False, True])
+def test_adds_up_the_weight_gradient_of_several_uses(threads, out_features, in_features, uses, begun):
+    generator = torch.Generator().manual_seed(0)
+    grads = [torch.randn((tokens, out_features), generator=generator) for tokens in uses]
+    xs = [torch.randn((in_features, tokens), generator=generator).t() for tokens in uses]  # rows need not be contiguous
+    total = torch.randn((out_features, in_features), generator=generator) if begun else None
+    expected = sum(grad.double().t() @ x.double() for grad, x in zip(grads, xs))
+    expected = expected + total.double() if begun else expected
+    found = add_weight_gradient(total, grads, xs)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    assert not begun or found is total
+
+
+def test_large_uses_are_one_product_without_their_rows_side_by_side():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    grads, xs = ([torch.randn(256, features) for _ in range(4)] for features in (4096, 64))
+    with torch.profiler.profile(record_shapes=True) as profile:
+        add_weight_gradient(None, grads, xs)
+    torch.set_num_threads(before)
+    products = [e.input_shapes[0] for e in profile.events() if e.name == "aten::convolution_backward"]
+    assert products and all(shape[1] < 4096 and shape[3] == 4 * 256 for shape in products)

@@ -8,13 +8,12 @@ import math
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lowrank_d2.layers.linear import Linear, linear
+from lowrank_d2.layers.linear import Linear, add_weight_gradient, linear
 from lowrank_d2.layers.low_rank.algebra import LowRank, adapted_linear, merging_pays
-from lowrank_d2.layers.low_rank.shared import SharedLinear
+from lowrank_d2.layers.low_rank.shared import SharedLinear, add_low_rank
 
 
 class LowRankResidualLinear(nn.Module):
@@ -72,13 +71,10 @@ class LowRankResidualLinear(nn.Module):
             bias = shared_bias
         elif shared_bias is not None:
             bias = bias + shared_bias
-        if self.A is None:
-            return _multiplied(self.shared, x, bias)
-        down, up = self._factors()
-        if merging_pays(x.shape[:-1].numel(), self.in_features, self.out_features):
-            return adapted_linear(x, self.shared.weight, bias, LowRank(1.0), down, up)
-        y, hidden = _multiplied(self.shared, x, bias), F.linear(x, down.to(x.dtype))
-        return torch.addmm(y.reshape(-1, len(up)), hidden.reshape(-1, len(down)), up.to(x.dtype).t()).view(y.shape)
+        factors = () if self.A is None else self._factors()
+        if factors and merging_pays(x.shape[:-1].numel(), self.in_features, self.out_features):
+            return adapted_linear(x, self.shared.weight, bias, LowRank(1.0), *factors)
+        return _multiplied(self.shared, x, bias, *factors)
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         """All groups side by side: (groups * rank, d) and (h, groups * rank)."""
@@ -121,7 +117,7 @@ class GeneratedKernel(nn.Module):
 class LowRankResidualKernel(nn.Module):
     """x W(q), W(q) = shared(q) + sum over k of B_k E_k(q) A_k: the paper's adaptive form, equations 9 to 12.
 
-    B E A is never formed: its thin factors, B and E(q) A, are multiplied right onto what the shared Linear made, which
+    B E A is never formed: its thin factors, B E(q) and A, are multiplied right onto what the shared Linear made, which
     is there for every query anyhow. With n rows of x to a query that takes d h numbers of rank r, where x B and
     ((x B) E) A take n (d + h): no more in AdaMixer's channel mixing, a third in its spatial mixing, and x and its
     gradient are read once. At the start E(q) is zero for every query, so all layers of a stack are the same function.
@@ -190,10 +186,9 @@ class LowRankResidualKernel(nn.Module):
         if self.A is not None:
             groups, rank = self.A.shape[:2]
             core = self.E(q).reshape(-1, groups, rank, rank)
+            outer, inner = self.B, self.A
             if self.left:  # W^T = shared^T + A^T E^T B^T
-                outer, core, inner = self.A.flatten(0, 1).t(), core.mT, self.B.mT
-            else:
-                outer, inner = self.B.transpose(0, 1).flatten(1), self.A
+                outer, core, inner = self.A.mT, core.mT, self.B.mT
             numbers = _AddProduct.apply(numbers, *(factor.to(numbers.dtype) for factor in (outer, core, inner)))
         return _matrices(numbers, self.shape, self.left)
 
@@ -202,41 +197,44 @@ class LowRankResidualKernel(nn.Module):
 
 
 class _AddProduct(torch.autograd.Function):
-    """Adds to every matrix M, in place, the product outer @ core @ inner, of which only core @ inner is formed.
+    """Adds to every matrix M, in place, sum over k of outer_k core_k inner_k, of which only outer_k core_k is formed.
 
-    With one Function for the whole neither M nor its gradient, the two largest tensors here, is copied or added up.
+    With one Function for the whole neither M nor its gradient, the two largest tensors here, is copied or added up; and
+    as inner_k is the same for all queries, they meet it as the rows of one matrix.
 
     Args:
         numbers: (..., rows * columns), the matrices M, of n queries.
-        outer: (rows, groups * rank).
+        outer: (groups, rows, rank).
         core: (n, groups, rank, rank).
         inner: (groups, rank, columns).
     """
 
     @staticmethod
     def forward(ctx, numbers, outer, core, inner):
-        n, groups, rank, _ = core.shape
-        rows, columns = len(outer), inner.shape[-1]
-        # One product a group for all queries: (groups, n * rank, columns), then with a query's rows together.
-        thin = torch.bmm(core.transpose(0, 1).reshape(groups, n * rank, rank), inner)
-        thin = thin.view(groups, n, rank, columns).transpose(0, 1).reshape(n, groups * rank, columns)
-        numbers.view(n, rows, columns).baddbmm_(outer.expand(n, -1, -1), thin)
+        n, rows = len(core), outer.shape[1]
+        matrices = numbers.view(n * rows, inner.shape[-1])
+        thins = []
+        for outer_k, core_k, inner_k in zip(outer, core.unbind(1), inner):
+            thins.append(torch.bmm(outer_k.expand(n, -1, -1), core_k).flatten(0, 1))
+            matrices.addmm_(thins[-1], inner_k)
         ctx.mark_dirty(numbers)
-        ctx.save_for_backward(outer, core, inner, thin)
+        ctx.save_for_backward(outer, core, inner, *thins)
         return numbers
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        outer, core, inner, thin = ctx.saved_tensors
-        n, groups, rank, _ = core.shape
-        matrices = grad.reshape(n, len(outer), -1)
-        grad_outer = torch.bmm(matrices, thin.mT).sum(0)
-        grad_thin = torch.bmm(outer.t().expand(n, -1, -1), matrices)
-        grad_thin = grad_thin.view(n, groups, rank, -1).transpose(0, 1).reshape(groups, n * rank, -1)
-        grad_core = torch.bmm(grad_thin, inner.mT).view(groups, n, rank, rank).transpose(0, 1)
-        grad_inner = torch.bmm(core.transpose(0, 1).reshape(groups, n * rank, rank).mT, grad_thin)
-        return grad, grad_outer, grad_core, grad_inner
+        outer, core, inner, *thins = ctx.saved_tensors
+        n, rows = len(core), outer.shape[1]
+        matrices = grad.reshape(n * rows, inner.shape[-1])
+        grads = []
+        for outer_k, core_k, inner_k, thin in zip(outer, core.unbind(1), inner, thins):
+            grad_thin = linear(matrices, inner_k).view(n, rows, len(inner_k))
+            grad_outer = torch.einsum("nar,nmr->am", grad_thin, core_k)
+            grad_core = torch.bmm(outer_k.t().expand(n, -1, -1), grad_thin)
+            grads.append((grad_outer, grad_core, add_weight_gradient(None, [matrices], [thin]).t()))
+        grad_outer, grad_core, grad_inner = zip(*grads)
+        return grad, torch.stack(grad_outer), torch.stack(grad_core, dim=1), torch.stack(grad_inner)
 
 
 def _add_factors(module: nn.Module, rank: int, groups: int, like: Tensor, d: int, h: int) -> None:
@@ -257,10 +255,10 @@ def _kernel_shape(generator: nn.Linear, shape: Optional[tuple[int, int]]) -> tup
     return tuple(shape)
 
 
-def _multiplied(shared: nn.Linear, x: Tensor, bias: Optional[Tensor]) -> Tensor:
+def _multiplied(shared: nn.Linear, x: Tensor, bias: Optional[Tensor], *factors: Tensor) -> Tensor:
     if isinstance(shared, SharedLinear):
-        return shared.multiply(x, bias)
-    return linear(x, shared.weight, bias)
+        return shared.multiply(x, bias, *factors)
+    return add_low_rank(linear(x, shared.weight, bias), x, *factors)
 
 
 def _matrices(numbers: Tensor, shape: tuple[int, int], left: bool) -> Tensor:

@@ -1,7 +1,8 @@
 """A Linear that all layers of a stack use, whose gradient is added up by the products that make it.
 
 Autograd gives each use of a weight a gradient of its own, as large as the weight, and adds them. Where a stack says that
-its uses belong `together`, every use multiplies onto one gradient instead, and the weight gets it after the last.
+its uses belong `together`, they are multiplied onto one gradient instead, several uses in one product where each has few
+tokens, and the weight gets it after the last.
 """
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lowrank_d2.layers.linear import Linear, input_gradient, linear
+from lowrank_d2.layers.linear import Linear, add_weight_gradient, input_gradient, linear
+
+# Tokens from which a product is not made faster by more of them.
+_TOGETHER = 1024
 
 
 class SharedLinear(Linear):
@@ -23,11 +27,25 @@ class SharedLinear(Linear):
         """(..., in) -> (..., out)."""
         return self.multiply(x, self.bias)
 
-    def multiply(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
-        """x (..., in) times the weight, plus a bias (out,) of whoever uses it."""
+    def multiply(self, x: Tensor, bias: Optional[Tensor], *factors: Tensor) -> Tensor:
+        """x (..., in) times the weight, plus what belongs to the one use.
+
+        Args:
+            bias: (out,) or None.
+            factors: none, or down (rank, in) and up (out, rank), for (x down^T) up^T beside it.
+        """
         if self._common is None or x.dtype != self.weight.dtype or torch.is_autocast_enabled(x.device.type):
-            return linear(x, self.weight, bias)
-        return _Use.apply(x, bias, *self._common)
+            return add_low_rank(linear(x, self.weight, bias), x, *factors)
+        return _Use.apply(x, bias, *self._common, *factors)
+
+
+def add_low_rank(y: Tensor, x: Tensor, *factors: Tensor) -> Tensor:
+    """y + (x down^T) up^T; factors: none, or down (rank, in) and up (out, rank)."""
+    if not factors:
+        return y
+    down, up = (factor.to(y.dtype) for factor in factors)
+    hidden = linear(x, down).reshape(-1, len(down))
+    return torch.addmm(y.reshape(-1, len(up)), hidden, up.t()).view(y.shape)
 
 
 @contextlib.contextmanager
@@ -46,24 +64,33 @@ def together(owner: nn.Module) -> Iterator[None]:
 
 
 class _Sum:
-    """What the uses have added up in the backward pass that is under way."""
+    """What the uses have added up in the backward pass that is under way; few tokens wait for those of other uses."""
 
     def __init__(self):
         self.total: Optional[Tensor] = None
+        self.waiting: list[tuple[Tensor, Tensor]] = []
         self.backward_pass = -1
 
     def add(self, grad: Tensor, x: Tensor) -> None:
         """Adds grad^T x of n tokens, grad (n, out) and x (n, in)."""
         # A pass that did not ask for this weight leaves its sum behind.
         current = torch._C._current_graph_task_id()
-        if self.total is None or self.backward_pass != current:
-            self.total, self.backward_pass = grad.t() @ x, current
-        else:
-            self.total.addmm_(grad.t(), x)
+        if self.backward_pass != current:
+            self.total, self.waiting, self.backward_pass = None, [], current
+        self.waiting.append((grad, x))
+        if sum(len(x) for _, x in self.waiting) >= _TOGETHER:
+            self._add_waiting()
 
     def take(self) -> Optional[Tensor]:
+        """The sum, which is forgotten."""
+        self._add_waiting()
         total, self.total = self.total, None
         return total
+
+    def _add_waiting(self) -> None:
+        if self.waiting:
+            self.total = add_weight_gradient(self.total, *zip(*self.waiting))
+            self.waiting = []
 
 
 class _Source(torch.autograd.Function):
@@ -82,21 +109,33 @@ class _Source(torch.autograd.Function):
 
 
 class _Use(torch.autograd.Function):
-    """x weight^T + bias, which gives the weight's gradient to the sum and none to autograd."""
+    """x weight^T + bias + (x down^T) up^T, which gives the weight's gradient to the sum and none to autograd."""
 
     @staticmethod
-    def forward(ctx, x, bias, weight, common):
+    def forward(ctx, x, bias, weight, common, down=None, up=None):
         ctx.common = common
-        ctx.save_for_backward(x, weight)
-        y = linear(x.reshape(-1, x.shape[-1]), weight, bias)
+        tokens, hidden = x.reshape(-1, x.shape[-1]), None
+        y = linear(tokens, weight, bias)
+        if down is not None:
+            hidden = linear(tokens, down)
+            y.addmm_(hidden, up.t())
+        ctx.save_for_backward(x, weight, down, up, hidden)
         # Not a view for autograd, which would forbid its users to change it in place.
         return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], len(weight)])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        tokens = grad.reshape(-1, grad.shape[-1])
-        ctx.common.add(tokens, x.reshape(-1, x.shape[-1]))
-        grad_x = input_gradient(grad, weight) if ctx.needs_input_grad[0] else None
-        return grad_x, tokens.sum(0) if ctx.needs_input_grad[1] else None, None, None
+        x, weight, down, up, hidden = ctx.saved_tensors
+        need_x, need_bias, _, _, *_ = ctx.needs_input_grad
+        tokens, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        ctx.common.add(grad, tokens)
+        grad_x = input_gradient(grad, weight) if need_x else None
+        grad_factors = None, None
+        if down is not None:
+            grad_hidden = grad @ up
+            grad_factors = add_weight_gradient(None, [grad_hidden], [tokens]), grad.t() @ hidden
+            if need_x:  # onto the large part, which autograd would do in memory of its own
+                grad_x.addmm_(grad_hidden, down)
+        grad_x = grad_x.view(x.shape) if need_x else None
+        return grad_x, grad.sum(0) if need_bias else None, None, None, *grad_factors

@@ -67,6 +67,24 @@ def test_a_pass_that_asked_for_something_else_leaves_nothing_behind(stack, x):
             torch.testing.assert_close(one, true)
 
 
+@pytest.mark.parametrize("tokens", [700, 1500])
+def test_few_and_many_tokens_are_added_up_alike(tokens):
+    torch.manual_seed(0)
+    shared = SharedLinear(64, 96)
+    layers = nn.ModuleList(LowRankResidualLinear(shared, rank, bias=True) for rank in (2, 0, 3))
+    for parameter in (*shared.parameters(), *layers.parameters()):
+        nn.init.normal_(parameter, std=0.3)
+    x, seed = torch.randn(tokens, 64, requires_grad=True), torch.randn(tokens, 96)
+    inputs = (x, *shared.parameters(), *layers.parameters())
+
+    def found(inside):
+        with together(shared) if inside else contextlib.nullcontext():
+            return torch.autograd.grad(sum(layer(x) for layer in layers), inputs, seed)
+
+    for one, true in zip(found(inside=True), found(inside=False)):
+        torch.testing.assert_close(one, true, rtol=1e-4, atol=1e-3)
+
+
 class Places(TorchDispatchMode):
     """Where in memory results of a given shape stand."""
 
