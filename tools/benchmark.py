@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(measure=lambda args: lowrank.run(args.threads, seconds=args.seconds))
 
     command = commands.add_parser("lors", help="LORS against AdaMixer with the same sampling, both with a ResNet-50")
-    command.add_argument("--rounds", type=int, default=3, help="the best of so many counts (default: %(default)s)")
+    command.add_argument("--rounds", type=int, default=6, help="the best of so many counts (default: %(default)s)")
     files = [str(LORS / "lors_R50.yaml")], [str(LORS / "adamixer_R50_2x64.yaml")]
     command.set_defaults(measure=lambda args: lors.run(*files, args.rounds))
 

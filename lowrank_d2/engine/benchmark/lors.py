@@ -14,12 +14,12 @@ from lowrank_d2.engine.report import report
 SIZE, BATCH, INSTANCES = 512, 2, 5
 
 
-def run(lors: Sequence[str], adamixer: Sequence[str], rounds: int = 3, opts: Sequence[str] = ()) -> dict:
+def run(lors: Sequence[str], adamixer: Sequence[str], rounds: int = 6, opts: Sequence[str] = ()) -> dict:
     """Measures on the CPU with 2 threads: times in one process, taking turns, peak memory in one process each.
 
     Args:
         lors, adamixer: configuration files of the two models; their weights are not needed.
-        rounds: the best of so many counts.
+        rounds: the best of so many counts; in the first three the process still grows, at the cost of whoever steps.
         opts: KEY VALUE words for both.
 
     Returns:
