@@ -76,6 +76,8 @@ def add_weight_gradient(total: Optional[Tensor], grads: Sequence[Tensor], xs: Se
         for grad, x in zip(grads, xs):
             total = grad.t() @ x if total is None else total.addmm_(grad.t(), x)
         return total
+    if total is None and len(xs) == 1:
+        return _product_of_tokens(grads[0], xs[0])
     begun = total is not None
     total = total if begun else xs[0].new_empty(rows, columns)
     tall = rows > columns
