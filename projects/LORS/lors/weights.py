@@ -71,7 +71,7 @@ def from_upstream(tensors: Mapping[str, Tensor], size: MixingSize) -> dict[str, 
         size: of the mixing that the packed generators belong to.
 
     Raises:
-        CheckpointError: a packed generator of another size.
+        CheckpointError: a packed generator of another size, or low-rank groups that are not all there.
     """
     result: dict[str, Tensor] = {}
     parts: dict[str, dict[int, Tensor]] = defaultdict(dict)
@@ -94,16 +94,25 @@ def from_upstream(tensors: Mapping[str, Tensor], size: MixingSize) -> dict[str, 
         else:
             result[renamed(name, _FROM_UPSTREAM) or name] = tensor
     for name, found in parts.items():
+        absent = [k for k in range(max(found)) if k not in found]
+        if absent:
+            raise CheckpointError(
+                f"{name} has {len(found)} low-rank groups, the last with number {max(found)}, but lacks group "
+                f"{absent[0]}. Convert a dict that has them all."
+            )
         ordered = [found[k] for k in sorted(found)]
         result[name] = torch.cat(ordered) if ".E." in name else torch.stack(ordered)
     return result
 
 
 def to_upstream(tensors: Mapping[str, Tensor], size: MixingSize) -> dict[str, Tensor]:
-    """A state dict of ours, or its gradients, under AdaMixer's and the reference data's names; the backbone stays.
+    """A state dict of ours, a part of one, or its gradients, under AdaMixer's and the reference data's names.
+
+    The backbone stays. The bias of an output projection counts as LORS's where the dict has something else of a shared
+    projection.
 
     Raises:
-        CheckpointError: a stage whose kernel generators are not all there.
+        CheckpointError: a stage whose kernel generators are not all there, or E without the A and B of its kernel.
     """
     result: dict[str, Tensor] = {}
     kernels: dict[tuple[str, str], dict[tuple[int, str], Tensor]] = defaultdict(dict)
@@ -114,13 +123,12 @@ def to_upstream(tensors: Mapping[str, Tensor], size: MixingSize) -> dict[str, Te
         elif match := _OUR_KERNEL.fullmatch(name):
             stage, kind, group, x = match.groups()
             whole = f"roi_head.bbox_head.{stage}.lors_{kind}.{group}"
-            groups = len(tensors[name.replace(f".{x}", ".B")])
-            pieces = tensor.chunk(groups) if x.startswith("E") else tensor.unbind()
+            pieces = tensor.chunk(_groups_beside(name, tensors)) if x.startswith("E") else tensor.unbind()
             result |= {f"{whole}.{k}.{x}": piece for k, piece in enumerate(pieces)}
         elif match := _OUR_PROJECTION.fullmatch(name):
             whole = f"roi_head.bbox_head.{match[1]}.lors_out_proj"
             result |= {f"{whole}.{k}.{match[2]}": piece for k, piece in enumerate(tensor)}
-        elif (match := _OUR_BIAS.fullmatch(name)) and name.replace("bias", "weight") not in tensors:
+        elif (match := _OUR_BIAS.fullmatch(name)) and _is_private(name, tensors):
             result[f"roi_head.bbox_head.{match[1]}.out_proj_bias"] = tensor
         else:
             result[renamed(name, _TO_UPSTREAM) or name] = tensor
@@ -133,6 +141,24 @@ def to_upstream(tensors: Mapping[str, Tensor], size: MixingSize) -> dict[str, Te
         name = f"{_MIXING.format(n=stage)}parameter_generator.0.{x}"
         result[name] = torch.cat([found[key] for key in order])
     return result
+
+
+def _groups_beside(name: str, tensors: Mapping[str, Tensor]) -> int:
+    """How many low-rank groups a kernel has, whose E (groups * rank^2, dim) has this name: as many as its A and B."""
+    kernel = name[: name.rindex(".E.")]
+    for factor in ("B", "A"):
+        if f"{kernel}.{factor}" in tensors:
+            return len(tensors[f"{kernel}.{factor}"])
+    raise CheckpointError(
+        f"{name} stands without {kernel}.B and A, so that the number of its groups is unknown. Convert a dict that has "
+        "one of them."
+    )
+
+
+def _is_private(bias: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether an output projection's bias, of this name, stands beside a weight that LORS shares."""
+    projection = bias.removesuffix("bias")
+    return any(name in tensors for name in ("decoder.shared.out_proj.weight", projection + "A", projection + "B"))
 
 
 def check_loaded(tensors: dict[str, Tensor], expected: Shapes, logger: logging.Logger) -> list[str]:

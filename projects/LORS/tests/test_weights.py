@@ -79,6 +79,31 @@ def test_packed_generators_alternate_channel_and_spatial_kernels(small_model):
         to_upstream(incomplete, model.mixing_size)
 
 
+@pytest.mark.parametrize("name, kept", [
+    ("lors_R50", r".*\.A"), ("lors_R50", r".*\.B"), ("lors_R50", r".*\.(A|E\.\w+)"), ("lors_R50", r".*spatial\.1\..*"),
+    ("lors_R50", r".*out_proj\.(A|bias)"), ("adamixer_R50", r".*mixing\.out_proj\.bias"),
+])
+def test_a_part_of_a_state_dict_converts_as_the_whole_does(small_model, name, kept):
+    model = small_model(name, {LORS + "ADAPTIVE_GROUPS": [2, 1, 3]})
+    whole = to_upstream(model.state_dict(), model.mixing_size)
+    part = {each: x for each, x in model.state_dict().items() if re.fullmatch(kept, each) and ".shared." not in each}
+    theirs = to_upstream(part, model.mixing_size)
+    assert theirs and all(torch.equal(x, whole[each]) for each, x in theirs.items())
+    back = from_upstream(theirs, model.mixing_size)
+    assert back.keys() == part.keys() and all(torch.equal(back[each], x) for each, x in part.items())
+
+
+def test_low_rank_groups_that_cannot_be_told_apart_are_refused(small_model):
+    model = small_model("lors_R50", {LORS + "ADAPTIVE_GROUPS": [2, 1, 3]})
+    name = "decoder.stages.2.mixing.channel.1.E.weight"
+    with pytest.raises(CheckpointError, match=r"channel\.1\.E\.weight stands without .*channel\.1\.B and A"):
+        to_upstream({name: model.state_dict()[name]}, model.mixing_size)
+    theirs = to_upstream(model.state_dict(), model.mixing_size)
+    del theirs["roi_head.bbox_head.2.lors_channel.1.1.E.weight"]
+    with pytest.raises(CheckpointError, match=f"{name} has 2 low-rank groups, the last with number 2, but lacks group 1"):
+        from_upstream(theirs, model.mixing_size)
+
+
 def test_other_classes_are_initialised_anew_and_named(tmp_path, small_config, small_model, caplog):
     model = small_model("lors_R50")
     torch.save({"model": model.state_dict()}, tmp_path / "w.pth")
