@@ -44,3 +44,25 @@ def test_elsewhere_nothing_happens(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
     assert memory.keep_freed_memory() is False
+
+
+PIECES = """
+import torch
+from lowrank_d2.engine.benchmark.measure import _status_mb
+from lowrank_d2.engine.memory import give_back_freed_memory, keep_freed_memory
+keep_freed_memory()
+pieces = [torch.ones(2**18) for _ in range(256)]  # of 1 MiB
+held, between = pieces[::2], _status_mb("VmRSS")
+del pieces
+freed = _status_mb("VmRSS")
+print(give_back_freed_memory(), between - freed, freed - _status_mb("VmRSS"))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has such a function")
+def test_holes_between_what_is_held_are_given_back():
+    base = {name: value for name, value in os.environ.items() if name not in memory._SETTINGS}
+    command = [sys.executable, "-c", PIECES]
+    out = subprocess.run(command, env=base, capture_output=True, text=True, check=True).stdout.split()
+    assert out[0] == "True" and float(out[1]) < 10
+    assert float(out[2]) == pytest.approx(128 * 1.048576, rel=0.05)

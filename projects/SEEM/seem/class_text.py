@@ -4,8 +4,9 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from lowrank_d2.engine.memory import give_back_freed_memory
 from lowrank_d2.layers.draws import Draws
-from seem.mapped import move_to_file
+from seem.mapped import lay_apart, move_to_file
 from seem.text_encoder import TextEncoder, normalised
 
 LOGIT_SCALE = 1.0  # at the start of training, in the exponent
@@ -32,6 +33,8 @@ class ClassText(nn.Module):
             cache: False computes what is asked for at every call.
         """
         super().__init__()
+        if cache:
+            lay_apart(encoder)
         self.encoder = encoder
         self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE))
         self.cache = cache
@@ -96,6 +99,6 @@ class ClassText(nn.Module):
             embeddings = normalised(self._awake().embed_many(self.tokens.flatten(0, 1).to(device)))
         embeddings = embeddings.unflatten(0, self.tokens.shape[:2])
         mean = embeddings.mean(1)
-        if self.cache and self._is_done():
-            move_to_file(self.encoder)
+        if self.cache and self._is_done() and move_to_file(self.encoder):
+            give_back_freed_memory()
         return embeddings, mean / mean.norm(dim=-1, keepdim=True)

@@ -17,6 +17,7 @@ from lowrank_d2.modeling.backbone.swin import DropPath
 
 FEATURES = ("res2", "res3", "res4", "res5")
 LAYER_SCALE = 1e-4  # at the start of training
+LARGE_MAP = 2**20  # elements of an image, beside which the weights of a stage are small
 
 
 class FocalNet(Backbone):
@@ -92,8 +93,7 @@ class FocalNet(Backbone):
         x = self.patch_embed(x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1))
         features = {}
         for stage, (name, layer) in enumerate(zip(FEATURES, self.layers)):
-            for block in layer.blocks:
-                x = block(x)
+            x = layer.change(x)
             features[name] = getattr(self, f"norm{stage}")(x).permute(0, 3, 1, 2)
             if layer.downsample is not None:
                 x = layer.downsample(x)
@@ -113,6 +113,17 @@ class _Stage(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
+
+    def change(self, x: Tensor) -> Tensor:
+        """The blocks, (N, H, W, C) -> the same shape. With no backward pass to come, large maps have them one by one."""
+        if x[:1].numel() < LARGE_MAP or _is_recorded(self.blocks, x):
+            return self._blocks(x)
+        return torch.cat([self._blocks(image) for image in x.split(1)])
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
 
 
 class _PatchEmbed(nn.Module):
@@ -227,18 +238,20 @@ class _PixelNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> the same shape."""
-        if x.device.type != "cpu" or self._is_recorded(x):
+        if _is_recorded(self, x):
             return self._whole(x)
         return torch.cat([self._whole(piece) for piece in x.flatten(0, 2).split(TOKENS_AT_ONCE)]).view(x.shape)
 
     def _whole(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
 
-    def _is_recorded(self, x: Tensor) -> bool:
-        """For a backward pass, for export or compilation."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return True
-        return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
+
+def _is_recorded(module: nn.Module, x: Tensor) -> bool:
+    """Whether a backward pass, export or compilation will look at what is in between; and always on a GPU, which pieces
+    would slow down."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in module.parameters()))
 
 
 def _initialise(module: nn.Module) -> None:

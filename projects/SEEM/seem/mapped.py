@@ -1,9 +1,22 @@
-"""Parameters that are read now and then, or never again, need no memory: they can lie in a file that is mapped."""
+"""Parameters that are read now and then, or never again, need no memory: they can lie in a file that is mapped.
+
+Until then they lie apart from everything else, so that no holes stay where they were, each too small for what follows.
+"""
+import mmap
 import tempfile
 from pathlib import Path
 
 import torch
 from torch import nn
+
+
+def lay_apart(module: nn.Module) -> None:
+    """Puts every larger parameter of a module on the CPU into pages of its own, which go with it; its value stays."""
+    for parameter in module.parameters():
+        size = parameter.numel() * parameter.element_size()
+        if parameter.device.type == "cpu" and size >= mmap.PAGESIZE:
+            pages = torch.frombuffer(mmap.mmap(-1, size), dtype=parameter.dtype).view(parameter.shape)
+            parameter.data = pages.copy_(parameter.data)
 
 
 def move_to_file(module: nn.Module) -> bool:

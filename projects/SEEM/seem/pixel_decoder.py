@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec, get_norm
 from torch import Tensor, nn
 
 from lowrank_d2.layers.attention import SelfAttention
 from lowrank_d2.layers.mlp import FeedForward
 from lowrank_d2.layers.position_encoding import encode_cells
+from seem.convolution import PyramidConv, relu_
 
 NUM_LEVELS = 3  # that the decoder reads: strides 32, 16, 8
 
@@ -59,10 +60,10 @@ class SEEMPixelDecoder(nn.Module):
         )
         self.lateral = nn.ModuleList(_pyramid_conv(channels, embed_dim, norm, kernel_size=1) for channels in finer)
         self.output = nn.ModuleList(
-            _pyramid_conv(embed_dim, embed_dim, norm, kernel_size=3, padding=1, activation=F.relu_)
+            _pyramid_conv(embed_dim, embed_dim, norm, kernel_size=3, padding=1, activation=relu_)
             for _ in self.in_features
         )
-        self.mask_features = Conv2d(embed_dim, mask_dim, kernel_size=3, padding=1)
+        self.mask_features = PyramidConv(embed_dim, mask_dim, kernel_size=3, padding=1)
         weight_init.c2_xavier_fill(self.mask_features)
 
     def forward(self, features: Mapping[str, Tensor]) -> PixelFeatures:
@@ -74,8 +75,7 @@ class SEEMPixelDecoder(nn.Module):
         x = self.output[-1](self.encode(self.input_proj(coarsest)))
         levels = [x]
         for fine, lateral, output in reversed(list(zip(finer, self.lateral, self.output))):
-            fine = lateral(fine)  # what a norm gave, which no backward pass looks at
-            x = output(fine.add_(F.interpolate(x, size=fine.shape[-2:], mode="nearest")))
+            x = output(_with_coarser(lateral(fine), x))
             levels.append(x)
         return PixelFeatures(self.mask_features(x), tuple(levels[:NUM_LEVELS]))
 
@@ -101,7 +101,12 @@ class EncoderLayer(nn.Module):
         return self.ffn(self.self_attn(x, pos))
 
 
-def _pyramid_conv(in_channels: int, embed_dim: int, norm: str, **conv: object) -> Conv2d:
-    layer = Conv2d(in_channels, embed_dim, bias=norm == "", norm=get_norm(norm, embed_dim), **conv)
+def _with_coarser(fine: Tensor, coarse: Tensor) -> Tensor:
+    """`fine`, changed: what a norm gave, which no backward pass looks at. Nobody else holds it."""
+    return fine.add_(F.interpolate(coarse, size=fine.shape[-2:], mode="nearest"))
+
+
+def _pyramid_conv(in_channels: int, embed_dim: int, norm: str, **conv: object) -> PyramidConv:
+    layer = PyramidConv(in_channels, embed_dim, bias=norm == "", norm=get_norm(norm, embed_dim), **conv)
     weight_init.c2_xavier_fill(layer)
     return layer

@@ -42,3 +42,17 @@ def test_pieces_of_the_pixels_change_nothing(net, monkeypatch):
         torch.testing.assert_close(pieces[name], feature.detach())
     sum(feature.sum() for feature in net(images).values()).backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_images_with_large_maps_pass_one_by_one(net, monkeypatch):
+    images = torch.randn(3, 3, 96, 64)
+    recorded = net(images)
+    batches = []
+    blocks = focalnet._Stage._blocks
+    monkeypatch.setattr(focalnet, "LARGE_MAP", 12 * 8 * 16)
+    monkeypatch.setattr(focalnet._Stage, "_blocks", lambda self, x: batches.append(len(x)) or blocks(self, x))
+    with torch.no_grad():
+        apart = net(images)
+    assert batches == [1, 1, 1, 1, 1, 1, 3, 3]
+    for name, feature in recorded.items():
+        torch.testing.assert_close(apart[name], feature.detach())
