@@ -92,7 +92,7 @@ def class_names(cfg: CfgNode) -> list[str]:
 
 
 def _tokens(cfg: CfgNode, names: list[str]) -> Optional[Tensor]:
-    """(K + 1, T, L); None on the meta device, where a model is built for its sizes alone."""
+    """(K + 1, T, L); None on the meta device, where a model is built for its sizes alone, without classes or vocabulary."""
     text = cfg.MODEL.SEEM.TEXT
     templates = prompts.read_templates(text.TEMPLATES)
     words = list(cfg.MODEL.SEEM.CLASS_PROMPTS) or names
@@ -102,14 +102,20 @@ def _tokens(cfg: CfgNode, names: list[str]) -> Optional[Tensor]:
             "Give words for each of them, in this order."
         )
     prompts.check_distinct(words)
-    if cfg.MODEL.DEVICE == "meta":
-        return None
+    for_sizes = cfg.MODEL.DEVICE == "meta"
     if not words:
+        if for_sizes:
+            return None
         raise ConfigError(
             "SEEM has no classes to look for: DATASETS.TRAIN names no data that know theirs. Name a data set, or write "
             "the words into MODEL.SEEM.CLASS_PROMPTS, or give --classes to tools/predict.py."
         )
-    tokenizer = Tokenizer.load(text.VOCABULARY)
+    try:
+        tokenizer = Tokenizer.load(text.VOCABULARY)
+    except ConfigError:
+        if for_sizes:
+            return None
+        raise
     return prompts.tokenize(words, templates, tokenizer, text.CONTEXT_LENGTH)
 
 

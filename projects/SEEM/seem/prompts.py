@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lowrank_d2.errors import ConfigError
-from seem.tokenizer import Tokenizer
+from seem.tokenizer import Tokenizer, cleaned
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 BACKGROUND = "background"
@@ -42,7 +42,7 @@ def check_distinct(names: Sequence[str]) -> None:
     """
     seen: dict[str, str] = {}
     for name in names:
-        words = " ".join(words_of(name).lower().split())
+        words = cleaned(words_of(name))
         if not words:
             raise ConfigError(f"The class {name!r} has no words. Give it some{_WHERE}")
         if words == BACKGROUND:

@@ -51,10 +51,9 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without start and end."""
-        cleaned = " ".join(unicodedata.normalize("NFC", text).split()).lower()
         letter_of_byte = _letter_of_byte()
         ids = []
-        for word in split_words(cleaned):
+        for word in split_words(cleaned(text)):
             if word in SPECIAL:
                 ids.append(self._ids[word])
                 continue
@@ -105,6 +104,11 @@ def find_vocabulary() -> str:
         f"SEEM reads class names, for which it needs CLIP's vocabulary {FILE_NAME}, and no installed package has it. "
         f"Run `pip install --no-deps {PACKAGES[0]}`, or set MODEL.SEEM.TEXT.VOCABULARY to the file."
     )
+
+
+def cleaned(text: str) -> str:
+    """A text as it is read: in lower case, one blank between words, letters with their accents composed."""
+    return " ".join(unicodedata.normalize("NFC", text).split()).lower()
 
 
 def split_words(text: str) -> Iterator[str]:

@@ -5,7 +5,8 @@ from detectron2.data.catalog import Metadata
 from detectron2.modeling import build_model
 
 from lowrank_d2.errors import ConfigError
-from seem.configure import class_names
+from seem import tokenizer
+from seem.configure import build_parts, class_names
 
 
 @pytest.mark.parametrize("changes, part", [
@@ -28,10 +29,20 @@ def test_what_cannot_be_built_says_why(small_config, changes, part):
         build_model(small_config(changes))
 
 
-def test_a_word_of_more_tokens_than_the_context(small_config, vocabulary):
-    changes = {"MODEL.SEEM.TEXT.CONTEXT_LENGTH": 77, "MODEL.CLASS_NAMES": ["cat", "very " * 75 + "long"]}
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_word_of_more_tokens_than_the_context(small_config, vocabulary, device):
+    words = ["cat", "very " * 75 + "long"]
+    changes = {"MODEL.DEVICE": device, "MODEL.SEEM.TEXT.CONTEXT_LENGTH": 77, "MODEL.CLASS_NAMES": words}
     with pytest.raises(ConfigError, match="very long' is too long: .* tokens, .* reads 77"):
         build_model(small_config(changes))
+
+
+def test_sizes_need_no_vocabulary(small_config, monkeypatch):
+    monkeypatch.setattr(tokenizer, "PACKAGES", ("no-such-package",))
+    changes = {"MODEL.DEVICE": "meta"}
+    assert build_parts(small_config(changes))["text"].tokens is None
+    with pytest.raises(ConfigError, match="no installed package has it"):
+        build_parts(small_config())
 
 
 def test_where_the_classes_come_from(small_config, monkeypatch):

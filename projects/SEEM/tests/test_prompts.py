@@ -35,7 +35,10 @@ def test_suffixes_of_coco_are_dropped():
 @pytest.mark.parametrize("names, part", [
     (["cat", "dog", "Cat "], "'cat' and 'Cat ' have the same words, 'cat'"),
     (["water", "water-other"], "'water' and 'water-other'"),
+    (["metal  can", "metal can"], "'metal  can' and 'metal can'"),
+    (["caf\u00e9", "cafe\u0301"], "have the same words, 'caf\u00e9'"),
     (["cat", " "], "' ' has no words"),
+    (["-other"], "'-other' has no words"),
     (["Background"], "'Background' reads as what is no object does"),
 ])
 def test_classes_that_words_cannot_tell_apart(names, part):
