@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lowrank_d2.layers.branches import training_only_names
 from lowrank_d2.layers.draws import Draws
 from lowrank_d2.peft import PeftConfig, apply_peft, eval_frozen
+from lowrank_d2.peft.trainable import added_names
 
 
 class MetaArch(nn.Module):
@@ -17,7 +18,6 @@ class MetaArch(nn.Module):
 
     Attributes:
         draws: where a training step gets its random numbers; exchange it to record or replay a step.
-        base_shapes: of every tensor of the model without methods and branches, by its name.
     """
 
     def __init__(self, *, pixel_mean: Sequence[float], pixel_std: Sequence[float], size_divisibility: int = 0):
@@ -33,12 +33,16 @@ class MetaArch(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     def finish(self, peft: PeftConfig) -> None:
-        """Remembers the base, adapts it, and prepares for the weights of other programs."""
-        branches = training_only_names(self)
-        state = self.state_dict()
-        self.base_shapes = {name: tuple(tensor.shape) for name, tensor in state.items() if name not in branches}
+        """Adapts the base, and prepares for the weights of other programs."""
         apply_peft(self, peft)
         self.register_load_state_dict_pre_hook(_adopt)
+
+    @property
+    def base_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor of the model without methods and branches, by its name; of the model as it is now, which
+        `share_stack` may have changed."""
+        apart = added_names(self) | training_only_names(self)
+        return {name: tuple(tensor.shape) for name, tensor in self.state_dict().items() if name not in apart}
 
     @abstractmethod
     def adopt(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Collection[str]]:

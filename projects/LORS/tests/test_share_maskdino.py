@@ -8,6 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from lowrank_d2.engine.defaults import load_config
+from lowrank_d2.errors import CheckpointError
 from lowrank_d2.layers.low_rank import share_stack
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "mask_dino" / "maskdino_small.yaml"
@@ -25,8 +26,6 @@ def ffns(model):
 
 def shared_from_scratch(model):
     share_stack(ffns(model), RANK, from_scratch=True)
-    # What the meta-architecture expects of a checkpoint, which was written down before.
-    model.base_shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return model
 
 
@@ -109,3 +108,8 @@ def test_what_is_shared_trains_and_survives_its_checkpoint(model, image, tmp_pat
     assert len(owned) == 2 and all(".layers.0.ffn." in name for name in owned)
     for mine, true in zip(predicted(again, image), predicted(model, image)):
         assert torch.equal(mine, true)
+
+    unshared = build_model(load_config(str(CONFIG), WORDS))
+    for one, other in ((unshared, again), (again, unshared)):
+        with pytest.raises(CheckpointError):
+            one.load_state_dict(other.state_dict(), strict=False)
