@@ -12,6 +12,7 @@ from typing import Mapping
 import torch
 from torch import Tensor
 
+from lors import swin_names
 from lors.mixing import MixingSize
 from lowrank_d2.errors import CheckpointError
 from lowrank_d2.modeling.checkpoint_names import (
@@ -87,8 +88,8 @@ def from_upstream(tensors: Mapping[str, Tensor], size: MixingSize) -> dict[str, 
         elif match := _PRIVATE_BIAS.fullmatch(name):
             result[f"decoder.stages.{match[1]}.mixing.out_proj.bias"] = tensor
         elif bare or name.startswith("backbone."):
-            ours = name.removeprefix("backbone.")
-            ours = renamed(ours, RESNET) or ours
+            theirs = name.removeprefix("backbone.")
+            ours, tensor = swin_names.converted(theirs, tensor) or (renamed(theirs, RESNET) or theirs, tensor)
             if not (bare and ours.startswith(("fc.", "head."))):  # the classifier
                 result["backbone." + ours] = tensor
         else:

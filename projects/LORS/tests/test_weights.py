@@ -4,9 +4,11 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
+from lors.mixing import MixingSize
 from lors.weights import from_upstream, to_upstream
 from lowrank_d2.engine.checkpoint import LowRankCheckpointer
 from lowrank_d2.errors import CheckpointError
@@ -64,6 +66,42 @@ def test_the_names_are_the_authors(small_model, reference):
     model = small_model()
     names = to_upstream(model.state_dict(), model.mixing_size).keys()
     assert {name for name in names if not name.startswith("backbone.")} == stored
+
+
+SWIN = {
+    "MODEL.SWIN.EMBED_DIM": 8, "MODEL.SWIN.DEPTHS": [1, 1, 2, 1], "MODEL.SWIN.NUM_HEADS": [1, 2, 2, 4],
+    "MODEL.ADAMIXER.NUM_STAGES": 1,
+}
+
+
+def test_the_names_of_mmdetections_swin_load(small_config, small_model):
+    model = small_model("lors_SwinS", SWIN)
+    theirs = {}
+    for name, tensor in to_upstream(model.state_dict(), model.mixing_size).items():
+        name = name.replace("backbone.layers.", "backbone.stages.").replace("patch_embed.proj.", "patch_embed.projection.")
+        name = re.sub(r"(blocks\.\d+\.attn)", r"\1.w_msa", name).replace("mlp.fc1", "ffn.layers.0.0")
+        if ".downsample." in name:
+            tensor = tensor.unflatten(-1, (4, -1))[..., (0, 2, 1, 3), :].transpose(-1, -2).flatten(-2)
+        theirs[name.replace("mlp.fc2", "ffn.layers.1")] = tensor
+    assert sum("w_msa" in name for name in theirs) == 5 * 6
+    loaded = fresh(small_config, "lors_SwinS", SWIN)
+    loaded.load_state_dict(theirs)
+    assert_same_weights(loaded, model)
+
+
+def test_mmdetections_swin_merges_the_columns_of_unfold():
+    weights = {"norm.weight": torch.randn(32), "norm.bias": torch.randn(32), "reduction.weight": torch.randn(16, 32)}
+
+    def merged(patches, names, prefix):  # (2, 32, 6) -> (2, 6, 16)
+        norm, bias, reduction = (names[f"backbone.{prefix}.0.downsample.{name}"] for name in weights)
+        return F.linear(F.layer_norm(patches.transpose(1, 2), (32,), norm, bias), reduction)
+
+    theirs = {f"backbone.stages.0.downsample.{name}": x for name, x in weights.items()}
+    ours = from_upstream(theirs, MixingSize(32, 2, 9, 12))
+    x = torch.randn(2, 8, 6, 4)
+    by_place = torch.cat([x[:, :, row::2, column::2] for column in (0, 1) for row in (0, 1)], dim=1).flatten(2)
+    expected = merged(F.unfold(x, 2, stride=2), theirs, "stages")
+    torch.testing.assert_close(merged(by_place, ours, "layers"), expected)
 
 
 def test_packed_generators_alternate_channel_and_spatial_kernels(small_model):
