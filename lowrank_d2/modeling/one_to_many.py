@@ -238,6 +238,6 @@ def merged(paired: Tensor, scores: Tensor, one_to_one: Tensor) -> Assignment:
 
 
 def _winner(paired: Tensor, scores: Tensor) -> Tensor:
-    """The object that decides over each query, (S, N, Q); -1 for none."""
-    best = scores.masked_fill(~paired, -torch.inf).argmax(-2)
-    return torch.where(paired.any(-2), best, -1)
+    """The object that decides over each query, (S, N, Q), of equal ones the last; -1 for none."""
+    from_last = scores.masked_fill(~paired, -torch.inf).flip(-2).argmax(-2)
+    return torch.where(paired.any(-2), scores.shape[-2] - 1 - from_last, -1)

@@ -135,6 +135,14 @@ def test_of_several_objects_of_a_query_that_with_the_highest_score_decides():
     assert result.table((1, 1, 8)).flatten().tolist() == [0, 0, -1, 1, 2, -1, -1, -1]
 
 
+def test_of_objects_with_equal_scores_the_last_one_decides():
+    scores = torch.tensor([[[[0.5, 0.2], [0.5, 0.2], [0.5, 0.1]]]])
+    paired = torch.tensor([[[[True, True], [True, True], [False, True]]]])
+    result = merged(paired, scores, torch.full((1, 1, 2), -1))
+    assert result.queries.tolist() == [0, 1] and result.targets.tolist() == [1, 1]
+    assert assignment_of(paired, scores).table((1, 1, 2)).tolist() == [[[1, 1]]]
+
+
 def test_one_to_many_pairs_replace_one_to_one_pairs():
     one_to_many = [(0, 1), (3, 0), (6, 1), (6, 0), (2, 2)]
     scores = torch.zeros(3, 10)
