@@ -119,11 +119,11 @@ class AdaMixerCriterion:
 
     def _num_matched(self, pairs: Sequence[Pairs], device: torch.device) -> Tensor:
         """Matched queries of a batch, averaged over the processes."""
-        num = torch.tensor(float(sum(len(pair.queries) for pair in pairs)), device=device)
+        num, processes = torch.tensor(float(sum(len(pair.queries) for pair in pairs)), device=device), 1
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(num)
-            num /= dist.get_world_size()
-        return torch.where(num > 0, num, 1.0) if self.finite_empty_batch else num
+            processes = dist.get_world_size()
+        return (num.clamp(min=1) if self.finite_empty_batch else num) / processes
 
 
 @torch.no_grad()
