@@ -91,13 +91,30 @@ class FocalNet(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (N, 3, H, W) -> {"res2": (N, C, H / 4, W / 4), ...}."""
         x = self.patch_embed(x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1))
-        features = {}
+        features = {} if _is_recorded(self, x) else self._places(x)
         for stage, (name, layer) in enumerate(zip(FEATURES, self.layers)):
             x = layer.change(x)
-            features[name] = getattr(self, f"norm{stage}")(x).permute(0, 3, 1, 2)
+            feature = getattr(self, f"norm{stage}")(x).permute(0, 3, 1, 2)
+            features[name] = features[name].copy_(feature) if name in features else feature
             if layer.downsample is not None:
                 x = layer.downsample(x)
         return features
+
+    def _places(self, x: Tensor) -> dict[str, Tensor]:
+        """Memory for the maps, taken before all that comes and goes, which then leaves one large hole, not a hole for each.
+
+        Args:
+            x: (N, H, W, C) of the first stage, of even sides on the way to the last; else none.
+        """
+        batch, height, width = x.shape[:3]
+        coarsest = 2 ** (len(FEATURES) - 1)
+        if height % coarsest or width % coarsest:
+            return {}
+        places = {}
+        for stage, name in enumerate(FEATURES):
+            shape = batch, height >> stage, width >> stage, self._out_feature_channels[name]
+            places[name] = x.new_empty(shape).permute(0, 3, 1, 2)
+        return places
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return {

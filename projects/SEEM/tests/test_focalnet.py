@@ -56,3 +56,15 @@ def test_images_with_large_maps_pass_one_by_one(net, monkeypatch):
     assert batches == [1, 1, 1, 1, 1, 1, 3, 3]
     for name, feature in recorded.items():
         torch.testing.assert_close(apart[name], feature.detach())
+
+
+@pytest.mark.parametrize("size", [(96, 64), (72, 40)])
+def test_maps_that_have_their_memory_beforehand_are_the_same(net, size):
+    images = torch.randn(2, 3, *size)
+    recorded = net(images)
+    with torch.no_grad():
+        features = net(images)
+    assert list(features) == list(recorded)
+    for name, feature in recorded.items():
+        assert features[name].stride() == feature.stride()
+        torch.testing.assert_close(features[name], feature.detach())
