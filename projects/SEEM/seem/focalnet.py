@@ -104,11 +104,11 @@ class FocalNet(Backbone):
         """Memory for the maps, taken before all that comes and goes, which then leaves one large hole, not a hole for each.
 
         Args:
-            x: (N, H, W, C) of the first stage, of even sides on the way to the last; else none.
+            x: (N, H, W, C) of the first stage, of even sides on the way to the last and in the maps' precision; else none.
         """
         batch, height, width = x.shape[:3]
         coarsest = 2 ** (len(FEATURES) - 1)
-        if height % coarsest or width % coarsest:
+        if height % coarsest or width % coarsest or torch.is_autocast_enabled(x.device.type):
             return {}
         places = {}
         for stage, name in enumerate(FEATURES):

@@ -68,3 +68,14 @@ def test_maps_that_have_their_memory_beforehand_are_the_same(net, size):
     for name, feature in recorded.items():
         assert features[name].stride() == feature.stride()
         torch.testing.assert_close(features[name], feature.detach())
+
+
+def test_autocast_keeps_the_precision_that_it_gives_the_maps(net):
+    images = torch.randn(1, 3, 96, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        recorded = net(images)
+        with torch.no_grad():
+            features = net(images)
+    for name, feature in recorded.items():
+        assert features[name].dtype == feature.dtype
+        torch.testing.assert_close(features[name], feature.detach(), rtol=0.05, atol=0.05)
