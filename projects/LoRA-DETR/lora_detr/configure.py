@@ -54,8 +54,7 @@ def deformable_parts(cfg: CfgNode) -> dict[str, Any]:
             num_labels=num_labels,
             num_heads_of_classes=node.DEC_LAYERS + int(node.TWO_STAGE),
             look_forward_twice=node.LOOK_FORWARD_TWICE,
-            # As released: low-rank branches start from boxes without gradient, whole feed-forward parts do not.
-            branches_look_forward_twice=node.LOOK_FORWARD_TWICE and cfg.MODEL.LORA_DETR.KIND == "ffn",
+            branches_look_forward_twice=node.LOOK_FORWARD_TWICE and node.CROSS_FIRST,  # of MS-DETR's branches alone
             make_layer=lambda: _decoder_layer(node, branches, node.CROSS_FIRST),
         ),
         "criterion": DeformableCriterion(

@@ -76,9 +76,18 @@ def test_evaluation_does_not_know_branches(small_model, batch, name):
     assert not ran
 
 
-@pytest.mark.parametrize("kind, twice, carried", [("lora", True, False), ("ffn", True, True), ("ffn", False, False)])
-def test_only_whole_branches_look_forward_twice(small_model, batch, kind, twice, carried):
-    changes = {"MODEL.LORA_DETR.KIND": kind, "MODEL.DEFORMABLE_DETR.LOOK_FORWARD_TWICE": str(twice)}
+@pytest.mark.parametrize("name", ["deformable_detr_R50", "relation_detr_R50"])
+def test_without_branches_none_are_decoded(small_model, batch, name):
+    model = small_model(name)
+    decoded = model.decode(model.extract(model.preprocess(batch(1))), with_branches=True)
+    assert decoded.branch_logits is None and decoded.branch_boxes is None
+
+
+@pytest.mark.parametrize("kind, cross_first, carried", [
+    ("lora", False, False), ("ffn", False, False), ("ffn", True, True)
+])
+def test_only_ms_detrs_branches_look_forward_twice(small_model, batch, kind, cross_first, carried):
+    changes = {"MODEL.LORA_DETR.KIND": kind, "MODEL.DEFORMABLE_DETR.CROSS_FIRST": str(cross_first)}
     model = small_model("deformable_detr_pp_R50_lora1", changes)
     decoded = model.decode(model.extract(model.preprocess(batch(1))), with_branches=True)
     decoded.branch_boxes[0, 1].sum().backward()
