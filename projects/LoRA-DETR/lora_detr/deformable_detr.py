@@ -46,7 +46,7 @@ class DeformableDETR(DetectionTransformer):
         return self._decode(levels, with_branches)[0]
 
     def losses(self, levels: Levels, targets: Sequence[Target]) -> dict[str, Tensor]:
-        decoded, proposals = self._decode(levels, with_branches=self.criterion.assigner is not None)
+        decoded, proposals = self._decode(levels, with_branches=True)
         return self.criterion(decoded, proposals, targets, self.draws)
 
     def _decode(self, levels: Levels, with_branches: bool) -> tuple[Decoded, Optional[Proposals]]:
@@ -56,6 +56,7 @@ class DeformableDETR(DetectionTransformer):
             queries, proposals = self.queries(memory, levels, *heads)
         else:
             queries = self.queries(len(memory))
+        with_branches = with_branches and self.criterion.assigner is not None
         return self.decoder(queries, memory, levels, with_branches), proposals
 
     def components(self) -> dict[str, tuple[str, ...]]:

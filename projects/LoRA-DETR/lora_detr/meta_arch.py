@@ -97,8 +97,11 @@ class DetectionTransformer(MetaArch):
         return self.neck([features[name] for name in self.in_features], padding)
 
     @abstractmethod
-    def decode(self, levels: Levels) -> Decoded:
-        """Predictions without branches."""
+    def decode(self, levels: Levels, with_branches: bool = False) -> Decoded:
+        """
+        Args:
+            with_branches: also what the branches predict, if there are any.
+        """
 
     @abstractmethod
     def losses(self, levels: Levels, targets: Sequence[Target]) -> dict[str, Tensor]:

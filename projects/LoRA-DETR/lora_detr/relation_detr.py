@@ -51,7 +51,8 @@ class RelationDETR(DetectionTransformer):
         memory = self.encoder(levels)
         proposals, *_ = self.queries(memory, levels)
         content, reference = self.queries.contents(proposals.chosen), _references(proposals)
-        return self.decoder(content, reference, memory, levels, branches_from=0 if with_branches else None)
+        branches_from = 0 if with_branches and self.criterion.assigner is not None else None
+        return self.decoder(content, reference, memory, levels, branches_from=branches_from)
 
     def losses(self, levels: Levels, targets: Sequence[Target]) -> dict[str, Tensor]:
         memory = self.encoder(levels)

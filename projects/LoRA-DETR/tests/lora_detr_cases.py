@@ -195,10 +195,13 @@ def batch_of(case):
         image = torch.zeros(3, height, width)
         if "image" in item:
             image = torch.from_numpy(item["image"].transpose(2, 0, 1).copy())
-        instances = Instances((height, width))
-        instances.gt_boxes = Boxes(torch.from_numpy(item["boxes"]))
-        instances.gt_classes = torch.from_numpy(item["classes"])
-        batch.append({"image": image, "height": item["height"], "width": item["width"], "instances": instances})
+        entry = {"image": image, "height": item["height"], "width": item["width"]}
+        if "boxes" in item:
+            instances = Instances((height, width))
+            instances.gt_boxes = Boxes(torch.from_numpy(item["boxes"]))
+            instances.gt_classes = torch.from_numpy(item["classes"])
+            entry["instances"] = instances
+        batch.append(entry)
     return batch
 
 

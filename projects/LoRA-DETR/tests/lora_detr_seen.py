@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lowrank_d2.modeling.one_to_many import Assignment, OneToManyAssigner
 
-MATCHED = {("main", 0): "main", ("main", 1): "hybrid", ("main", 2): "hybrid/encoder"}
+HYBRID = ["hybrid", "hybrid/encoder"]  # what the matcher of the layers is asked in Relation-DETR, after them
 
 
 class Watch:
@@ -25,8 +25,9 @@ class Watch:
             layer.self_attn.register_forward_pre_hook(
                 lambda m, inputs, i=i: self._note(f"decoder/layer_{i}/query_position", inputs[1])
             )
-            # The last module that every query passes through; branches share it.
-            layer.ffn.norm.register_forward_hook(lambda m, inputs, x, i=i: self._note_query(i, x))
+            # Without gradients the norm sees pieces; with low-rank branches, which share it, nothing calls the whole.
+            for module in (layer.ffn, layer.ffn.norm):
+                module.register_forward_hook(lambda m, inputs, x, i=i: self._note_query(i, x))
             if layer.branches is not None:
                 layer.branches.register_forward_hook(lambda m, inputs, x, i=i: self._note_branches(i, x))
         if hasattr(model, "denoising"):
@@ -106,31 +107,26 @@ class Watch:
             for j, (all_logits, all_boxes) in enumerate(zip(decoded.branch_logits, decoded.branch_boxes)):
                 for i, (logits, boxes) in enumerate(zip(all_logits, all_boxes)):
                     self.seen |= {f"branch_{j}/layer_{i}/logits": logits, f"branch_{j}/layer_{i}/boxes": boxes}
-        if hasattr(module, "position_relation") and not self.decoded:
-            # The originals compute the last layer's relation too, which nothing reads.
-            with torch.no_grad():
-                last = f"relation/layer_{len(decoded.boxes) - 1}"
-                self.seen[last] = module.position_relation.forward(*decoded.boxes[-2:])
         self.decoded += 1
 
     def _watch_criterion(self, criterion: Any) -> None:
         """Wraps whatever assigns queries; pairs are (query, target) rows."""
-        self.matchings = 0
-        criterion.matcher = self._recording(criterion.matcher, "main")
-        criterion.anchor_matcher = self._recording(criterion.anchor_matcher, "encoder")
+        one_for_all = criterion.anchor_matcher is None
+        criterion.matcher = self._recording(criterion.matcher, ["main", *["encoder"] * one_for_all, *HYBRID])
+        if not one_for_all:
+            criterion.anchor_matcher = self._recording(criterion.anchor_matcher, ["encoder"])
         if criterion.assigner is not None:
             criterion.assigner = _RecordingAssigner(criterion.assigner, self.seen_pairs)
 
     def seen_pairs(self, name: str, queries: Tensor, targets: Tensor) -> None:
         self.seen[name] = torch.stack((queries, targets))
 
-    def _recording(self, matcher: Any, kind: str) -> Any:
+    def _recording(self, matcher: Any, names: list[str]) -> Any:
+        """A matcher whose first call is for the first of the names, and so on."""
+        coming = iter(names)
+
         def match(predictions: Any, targets: Any) -> Any:
-            pairs = matcher(predictions, targets)
-            name = kind
-            if kind == "main":
-                name = MATCHED[kind, self.matchings]
-                self.matchings += 1
+            pairs, name = matcher(predictions, targets), next(coming)
             for layer, images in pairs.items():
                 for b, pair in enumerate(images):
                     where = f"{name}/image_{b}" if "encoder" in name else f"{name}/{layer}/image_{b}"
