@@ -44,9 +44,11 @@ def share_stack(modules: Iterable[nn.Module], rank: int, *, from_scratch: bool =
             one is their mean, the private ones the truncated singular value decomposition of the differences from it.
 
     Raises:
-        ConfigError: fewer than two layers, layers that differ, share Linears already or are adapted, or no Linear to
+        ConfigError: a negative rank, fewer than two layers, layers that differ, share Linears already or are adapted, or no Linear to
             save anything at; nothing is changed then.
     """
+    if rank < 0:
+        raise ConfigError(f"The rank is {rank}. Use 0 for shared weights without private ones, or a rank above.")
     modules = list(modules)
     stacks = _stacks(modules)
     chosen = {name: linears for name, linears in stacks.items() if _saved(linears, rank) > 0}

@@ -95,6 +95,7 @@ def test_what_cannot_be_shared_is_named(ffns):
     for layers, rank, words in (
         (ffns[:1], 2, "1 layers cannot share"),
         ([*ffns, FeedForward(embed_dim=16, hidden_dim=32)], 2, r"Layer 4 differs from layer 0 in the Linear 'linear1'"),
+        (ffns, -1, "rank is -1"),
         (ffns, 16, "becomes smaller with rank 16: linear1, linear2"),
         ([ffns[0], ffns[1], ffns[0]], 2, "share the Linear 'linear1' already"),
         ([nn.ReLU(), nn.ReLU()], 2, "there are none"),
