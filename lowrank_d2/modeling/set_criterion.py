@@ -158,7 +158,8 @@ class SetCriterion:
         with torch.autocast(predictions.mask_features.device.type, enabled=False):
             # One table per image, made once: selecting anew would give every use a gradient of the whole batch's size.
             maps = predictions.mask_features.float()
-            step = _Step(targets, [m.flatten(1).T.contiguous() for m in maps.unbind()], tuple(maps.shape[-2:]), draws)
+            tables = [table.contiguous() for table in maps.flatten(2).transpose(1, 2).unbind()]
+            step = _Step(targets, tables, tuple(maps.shape[-2:]), draws)
             num = self._num_targets(targets, predictions.mask_features.device)
             sets = dict(self._matched_sets(predictions))
             named = {_purpose(suffix): prediction for suffix, prediction in sets.items()}
