@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
 from lowrank_d2.data.check import check_num_classes
-from lowrank_d2.data.datasets.own import register_own
+from lowrank_d2.data.datasets.own import TRAIN, VAL, register_own
 from lowrank_d2.data.mapper import boxes_only
 from lowrank_d2.engine.config_values import nearest
 from lowrank_d2.engine.defaults import tool_parser
@@ -76,6 +76,11 @@ def check_names(cfg: CfgNode) -> None:
     known = DatasetCatalog.list()
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
+            if name in (TRAIN, VAL) and name not in known:
+                raise ConfigError(
+                    f"DATASETS.{key} names {name!r}: the run that wrote this configuration had its own files. "
+                    "Name them again: --train-json A.json --train-images DIR, and --val-json, --val-images if it had them."
+                )
             if name not in known:
                 near = ", ".join(nearest(name, known, 3)) or ", ".join(sorted(known)[:3])
                 raise ConfigError(f"DATASETS.{key} names {name!r}, which is not registered. The nearest names: {near}.")

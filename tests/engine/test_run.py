@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 from detectron2.data import MetadataCatalog
+from lowrank_d2.engine import own_data
 from lowrank_d2.engine.defaults import parse, run_tool
 from lowrank_d2.engine.run import configure, main, train_parser
+from lowrank_d2.errors import ConfigError
 from lowrank_d2.peft import read_header
 
 from tests.engine.tiny import losses_of, write_dataset
@@ -48,6 +50,12 @@ def test_own_data_trains_evaluates_and_names_its_classes(tmp_path, own, capfd):
     capfd.readouterr()
     assert run(tmp_path, *own, "--eval-only", "--", "MODEL.WEIGHTS", str(out / "model_final.pth")) == 0
     assert "masks" in capfd.readouterr().out
+
+
+def test_the_configuration_of_a_run_on_own_data_needs_the_files_again(monkeypatch):
+    monkeypatch.setattr(own_data.DatasetCatalog, "list", lambda: ["coco_2017_train"])  # as in a new process
+    with pytest.raises(ConfigError, match="'own_train': the run .* had its own files. Name them again: --train-json"):
+        configured("DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)")
 
 
 def test_own_data_reaches_the_configuration(own):
