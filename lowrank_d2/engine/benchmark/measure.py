@@ -13,15 +13,18 @@ import torch
 STATUS = Path("/proc/self/status")
 
 
-def best_seconds(calls: Mapping[str, Callable[[], Callable[[], Any]]], rounds: int = 3) -> dict[str, float]:
+def best_seconds(
+    calls: Mapping[str, Callable[[], Callable[[], Any]]], rounds: int = 3, warm_up: int = 1
+) -> dict[str, float]:
     """The shortest time of each call. The calls take turns, so that a slow minute of the machine meets all of them.
 
     Args:
         calls: by name, a function that prepares (untimed) and returns what is timed.
-        rounds: after one round that is not counted.
+        rounds: how many are counted.
+        warm_up: rounds before them that are not.
     """
-    times = [{name: seconds(prepare()) for name, prepare in calls.items()} for _ in range(rounds + 1)]
-    return {name: min(turn[name] for turn in times[1:]) for name in calls}
+    times = [{name: seconds(prepare()) for name, prepare in calls.items()} for _ in range(warm_up + rounds)]
+    return {name: min(turn[name] for turn in times[warm_up:]) for name in calls}
 
 
 def seconds(call: Callable[[], Any]) -> float:
