@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowrank_d2.layers.dropout import Dropout
 from lowrank_d2.layers.linear import Linear
 from lowrank_d2.layers.ms_deform_attn import ms_deform_attn_from_offsets
 
@@ -24,7 +25,7 @@ class AttentionBlock(nn.Module):
     def __init__(self, *, embed_dim: int, dropout: float = 0.0):
         super().__init__()
         self.embed_dim = embed_dim
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(embed_dim)
         self.register_module("adapter", None)
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lowrank_d2.layers.dropout import Dropout
 from lowrank_d2.layers.linear import Linear, input_gradient, linear
 
 # Of a frozen layer the hidden units are never whole: pieces of them stay in the processor's cache, and are small enough
@@ -38,7 +39,7 @@ class FeedForward(nn.Module):
         self.linear1 = Linear(embed_dim, hidden_dim)
         self.linear2 = Linear(hidden_dim, embed_dim)
         self.norm = nn.LayerNorm(embed_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
 
