@@ -37,7 +37,7 @@ PROJECTS: Mapping[str, str] = {
 # Keys that name what somebody registered.
 REGISTRIES = {"MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY, "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY}
 
-LOGGERS = ("detectron2", "fvcore", "lowrank_d2")
+LOGGERS = ("detectron2", "fvcore", "lowrank_d2", *sorted({place.split("/")[1] for place in PROJECTS.values()}))
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def run_tool(
 
 
 def show_log(rank: int = 0) -> None:
-    """Shows what Detectron2 and we log on stdout, in Detectron2's form; of several processes the first one's alone."""
+    """Shows on stdout what Detectron2, we and the projects log, in Detectron2's form; of several processes the first one's."""
     for name in LOGGERS:
         setup_logger(distributed_rank=rank, name=name)
 

@@ -224,6 +224,21 @@ def test_json_is_the_only_line_on_stdout(tmp_path):
         assert text in done.stderr
 
 
+def test_what_a_project_logs_is_shown(tmp_path):
+    script = write(tmp_path, "tool.py", """
+        import logging, sys
+        from lowrank_d2.engine.defaults import config_parser, run_tool
+        def main(args):
+            for package in ("lora_detr", "lors", "seem", "yolos"):
+                logging.getLogger(package + ".meta_arch").info("one line of %s", package)
+        sys.exit(run_tool(main, config_parser("")))
+    """)
+    done = subprocess.run([sys.executable, script, "--config-file", "a.yaml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shown = [line.partition("one line of ")[2] for line in done.stdout.splitlines()]
+    assert shown == ["lora_detr", "lors", "seem", "yolos"]
+
+
 def test_settings_carry_their_line(tmp_path):
     path = write(tmp_path, "a.yaml", "MODEL:\n\n  DEVICE: cpu\n")
     assert read_settings(path) == [("MODEL.DEVICE", "cpu", f"{path}:3")]
