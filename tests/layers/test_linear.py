@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lowrank_d2.layers.linear import Linear, add_weight_gradient, input_gradient, linear
+from lowrank_d2.layers.linear import Linear, PackedWeight, add_weight_gradient, input_gradient, linear
 
 
 @pytest.fixture(params=[1, 2])
@@ -159,3 +159,22 @@ def test_large_uses_are_one_product_without_their_rows_side_by_side():
     torch.set_num_threads(before)
     products = [e.input_shapes[0] for e in profile.events() if e.name == "aten::convolution_backward"]
     assert products and all(shape[1] < 4096 and shape[3] == 4 * 256 for shape in products)
+
+
+@pytest.mark.parametrize("shape", [(200,), (2, 100), (3, 70), (5,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_packed_weight_multiplies_as_the_weight_itself(threads, shape, dtype):
+    x, weight, bias = (tensor.to(dtype) for tensor in tensors(tokens=200, out_features=700))
+    packed = PackedWeight(weight)
+    for _ in range(2):
+        torch.testing.assert_close(packed.linear(x, bias), linear(x, weight, bias), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(packed.linear(x), linear(x, weight), rtol=1e-5, atol=1e-5)
+    x = torch.randn(*shape, 256, dtype=dtype)
+    y = packed.linear(x, bias)  # of other tokens than it was packed for
+    torch.testing.assert_close(y, linear(x, weight, bias), rtol=1e-5, atol=1e-5)
+    assert y.is_contiguous()
+    grad = torch.randn(*shape, 700, dtype=dtype)
+    for _ in range(2):
+        torch.testing.assert_close(packed.input_gradient(grad), input_gradient(grad, weight), rtol=1e-4, atol=1e-4)
+    grad = torch.randn(200, 700, dtype=dtype)
+    torch.testing.assert_close(packed.input_gradient(grad), grad @ weight, rtol=1e-4, atol=1e-4)

@@ -225,16 +225,16 @@ class _AddProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         outer, core, inner, *thins = ctx.saved_tensors
-        n, rows = len(core), outer.shape[1]
+        (groups, rows, rank), n = outer.shape, len(core)
         matrices = grad.reshape(n * rows, inner.shape[-1])
-        grads = []
-        for outer_k, core_k, inner_k, thin in zip(outer, core.unbind(1), inner, thins):
-            grad_thin = linear(matrices, inner_k).view(n, rows, len(inner_k))
-            grad_outer = torch.einsum("nar,nmr->am", grad_thin, core_k)
-            grad_core = torch.bmm(outer_k.t().expand(n, -1, -1), grad_thin)
-            grads.append((grad_outer, grad_core, add_weight_gradient(None, [matrices], [thin]).t()))
-        grad_outer, grad_core, grad_inner = zip(*grads)
-        return grad, torch.stack(grad_outer), torch.stack(grad_core, dim=1), torch.stack(grad_inner)
+        # All groups at once, so that the largest tensor here is read twice.
+        grad_thins = linear(matrices, inner.flatten(0, 1)).view(n, rows, groups, rank)
+        grad_inner = add_weight_gradient(None, [matrices], [torch.cat(thins, dim=1)]).t().reshape(inner.shape)
+        grad_outer, grad_core = torch.empty_like(outer), torch.empty_like(core)
+        for k, grad_thin in enumerate(grad_thins.unbind(2)):
+            grad_outer[k] = torch.einsum("nar,nmr->am", grad_thin, core[:, k])
+            grad_core[:, k] = torch.bmm(outer[k].t().expand(n, -1, -1), grad_thin)
+        return grad, grad_outer, grad_core, grad_inner
 
 
 def _add_factors(module: nn.Module, rank: int, groups: int, like: Tensor, d: int, h: int) -> None:

@@ -2,7 +2,7 @@
 
 Autograd gives each use of a weight a gradient of its own, as large as the weight, and adds them. Where a stack says that
 its uses belong `together`, they are multiplied onto one gradient instead, several uses in one product where each has few
-tokens, and the weight gets it after the last.
+tokens, and the weight gets it after the last. All of them multiply a copy of the weight that was packed once.
 """
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lowrank_d2.layers.linear import Linear, add_weight_gradient, input_gradient, linear
+from lowrank_d2.layers.linear import Linear, PackedWeight, add_weight_gradient, linear
 
 # Tokens from which a product is not made faster by more of them.
 _TOGETHER = 1024
@@ -21,7 +21,7 @@ _TOGETHER = 1024
 class SharedLinear(Linear):
     """A Linear to be given to `LowRankResidualLinear` and `LowRankResidualKernel`."""
 
-    _common: Optional[tuple[Tensor, "_Sum"]] = None  # while `together` is in force
+    _common: Optional[tuple[Tensor, "_Common"]] = None  # while `together` is in force
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -50,23 +50,34 @@ def add_low_rank(y: Tensor, x: Tensor, *factors: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def together(owner: nn.Module) -> Iterator[None]:
-    """Within it, all uses of each SharedLinear in `owner` make one gradient of its weight; differentiable once."""
-    recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-    linears = [m for m in owner.modules() if isinstance(m, SharedLinear) and recorded and m.weight.requires_grad]
+    """Within it, each SharedLinear in `owner` is packed once, and all uses make one gradient of its weight.
+
+    The weights must not change within it. What is computed is differentiable once.
+    """
+    plain = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    linears = [] if plain else [m for m in owner.modules() if isinstance(m, SharedLinear)]
     for shared in linears:
-        common = _Sum()
+        common = _Common(shared.weight)
         shared._common = _Source.apply(shared.weight, common), common
     try:
         yield
     finally:
         for shared in linears:
+            shared._common[1].packed = PackedWeight(shared.weight)  # the backward pass packs in another order
             del shared._common
 
 
-class _Sum:
-    """What the uses have added up in the backward pass that is under way; few tokens wait for those of other uses."""
+class _Common:
+    """What the uses have in common.
 
-    def __init__(self):
+    Attributes:
+        packed: the weight.
+        total: what the uses have added up in the backward pass that is under way.
+        waiting: few tokens, which wait for those of other uses.
+    """
+
+    def __init__(self, weight: Tensor):
+        self.packed = PackedWeight(weight)
         self.total: Optional[Tensor] = None
         self.waiting: list[tuple[Tensor, Tensor]] = []
         self.backward_pass = -1
@@ -82,9 +93,10 @@ class _Sum:
             self._add_waiting()
 
     def take(self) -> Optional[Tensor]:
-        """The sum, which is forgotten."""
+        """The sum, which is forgotten, as is the packed weight."""
         self._add_waiting()
         total, self.total = self.total, None
+        self.packed = PackedWeight(self.packed.weight)
         return total
 
     def _add_waiting(self) -> None:
@@ -115,7 +127,7 @@ class _Use(torch.autograd.Function):
     def forward(ctx, x, bias, weight, common, down=None, up=None):
         ctx.common = common
         tokens, hidden = x.reshape(-1, x.shape[-1]), None
-        y = linear(tokens, weight, bias)
+        y = common.packed.linear(tokens, bias)
         if down is not None:
             hidden = linear(tokens, down)
             y.addmm_(hidden, up.t())
@@ -127,10 +139,11 @@ class _Use(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, weight, down, up, hidden = ctx.saved_tensors
-        need_x, need_bias, _, _, *_ = ctx.needs_input_grad
+        need_x, need_bias, need_weight, *_ = ctx.needs_input_grad
         tokens, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-        ctx.common.add(grad, tokens)
-        grad_x = input_gradient(grad, weight) if need_x else None
+        if need_weight:
+            ctx.common.add(grad, tokens)
+        grad_x = ctx.common.packed.input_gradient(grad) if need_x else None
         grad_factors = None, None
         if down is not None:
             grad_hidden = grad @ up

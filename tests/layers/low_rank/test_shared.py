@@ -110,7 +110,7 @@ def test_the_uses_share_one_gradient_in_memory(stack, x, inside):
     assert gradients == {weight.grad.data_ptr()} if inside else len(gradients) > 1
 
 
-def test_frozen_weights_and_autocast_take_the_plain_way(stack, x):
+def test_autocast_takes_the_plain_way(stack, x):
     model, x = copy.deepcopy(stack).float(), x.detach().float()
     with torch.autocast("cpu", torch.bfloat16):
         expected = model(x)
@@ -119,11 +119,55 @@ def test_frozen_weights_and_autocast_take_the_plain_way(stack, x):
     assert torch.equal(found, expected)
     found.backward()
     assert model.square.weight.grad.any()
+
+
+def test_a_frozen_weight_gets_no_gradient(stack, x):
     stack.square.weight.requires_grad_(False)
+    rest = [p for p in stack.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(stack(x), (x, *rest))
     with together(stack):
-        assert "_common" not in vars(stack.square) and "_common" in vars(stack.generator)
-        stack(x.double()).backward()
-    assert stack.square.weight.grad is None and stack.generator.weight.grad.any()
+        y = stack(x)
+    for one, true in zip(torch.autograd.grad(y, (x, *rest)), expected):
+        torch.testing.assert_close(one, true, rtol=1e-12, atol=1e-12)
+
+
+def test_a_weight_that_changes_before_the_backward_pass_is_an_error(stack, x):
+    with together(stack):
+        y = stack(x)
+    with torch.no_grad():
+        stack.square.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified"):
+        y.backward()
+
+
+class Reorders(TorchDispatchMode):
+    """How often a weight was brought into oneDNN's order."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += "reorder" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_large_weight_is_packed_once_for_all_uses(recorded):
+    torch.manual_seed(0)
+    shared = SharedLinear(256, 512)
+    layers = [LowRankResidualLinear(shared, 2, bias=True) for _ in range(3)]
+    x = torch.randn(200, 256, requires_grad=True)
+    with torch.set_grad_enabled(recorded):
+        expected = torch.stack([layer(x) for layer in layers])
+        with Reorders() as reorders, together(shared):
+            found = torch.stack([layer(x) for layer in layers])
+    torch.testing.assert_close(found, expected)
+    assert reorders.count == 1
+    if recorded:
+        (true,) = torch.autograd.grad(expected.square().sum(), x)
+        with Reorders() as reorders:
+            (grad,) = torch.autograd.grad(found.square().sum(), x, retain_graph=True)
+        torch.testing.assert_close(grad, true, rtol=1e-4, atol=1e-4)
+        assert reorders.count == 1
 
 
 def test_nothing_stays_after_an_error(stack, x):
