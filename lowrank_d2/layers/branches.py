@@ -45,7 +45,7 @@ class LowRankBranches(nn.Module):
     def forward(self, ffn: FeedForward, x: Tensor, hidden: Tensor) -> Tensor:
         """What enters the feed-forward part (N, Q, embed_dim), and its linear1 of that -> (count, N, Q, embed_dim)."""
         hidden = _updated(hidden[None], x[None], self.linear1)
-        hidden = ffn.dropout(F.relu(hidden))
+        hidden = ffn.dropout(F.relu(hidden, inplace=True))
         return ffn.norm(x + ffn.dropout(_updated(ffn.linear2(hidden), hidden, self.linear2)))
 
 
