@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Iterator, Mapping, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lowrank_d2.errors import ConfigError
+from lowrank_d2.layers.linear import linear
 from lowrank_d2.layers.low_rank import LowRank, Update
 from lowrank_d2.peft import checks
 from lowrank_d2.peft.adapted import adapted_modules
@@ -85,8 +85,8 @@ class AdaLoRA(LowRankMethod):
         return LowRank(self.scale), (tensors["lora_A"] * tensors["lora_E"], tensors["lora_B"])
 
     def change(self, x: Tensor, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-        thin = F.linear(x, (tensors["lora_A"] * tensors["lora_E"]).to(x.dtype))
-        return self.scale * F.linear(thin, tensors["lora_B"].to(x.dtype))
+        thin = linear(x, (tensors["lora_A"] * tensors["lora_E"]).to(x.dtype))
+        return self.scale * linear(thin, tensors["lora_B"].to(x.dtype))
 
     def steps(self, total: int) -> tuple[int, int]:
         """The first and the last step between which the budget falls, of `total` optimizer steps.

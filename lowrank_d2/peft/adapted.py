@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lowrank_d2.errors import ConfigError
+from lowrank_d2.layers.linear import linear
 from lowrank_d2.peft.method import LowRankMethod
 
 PACKED = ("q", "k", "v")  # the order in which packed projections stack their rows
@@ -108,12 +109,12 @@ class AdaptedLinear(Adapted):
         outputs, end = [], 0
         for rows in self.slices:
             if rows.start > end:
-                outputs.append(F.linear(x, stored[end : rows.start], _cut(bias, end, rows.start)))
+                outputs.append(linear(x, stored[end : rows.start], _cut(bias, end, rows.start)))
             weight, cut_bias = stored[rows.start : rows.stop], _cut(bias, rows.start, rows.stop)
             outputs.append(self.method.forward(x, weight, cut_bias, self.tensors_of(rows), self.training))
             end = rows.stop
         if end < len(stored):
-            outputs.append(F.linear(x, stored[end:], _cut(bias, end, len(stored))))
+            outputs.append(linear(x, stored[end:], _cut(bias, end, len(stored))))
         return torch.cat(outputs, dim=-1)
 
 

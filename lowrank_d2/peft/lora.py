@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Mapping, Optional
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from lowrank_d2.layers.linear import linear
 from lowrank_d2.layers.low_rank import LowRank, Update
 from lowrank_d2.peft import checks
 from lowrank_d2.peft.method import Factors, LowRankMethod, wide_zeros
@@ -49,5 +49,5 @@ class LoRA(LowRankMethod):
         return LowRank(self.scale), (tensors["lora_A"], tensors["lora_B"])
 
     def change(self, x: Tensor, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-        thin = F.linear(x, tensors["lora_A"].to(x.dtype))
-        return self.scale * F.linear(thin, tensors["lora_B"].to(x.dtype))
+        thin = linear(x, tensors["lora_A"].to(x.dtype))
+        return self.scale * linear(thin, tensors["lora_B"].to(x.dtype))

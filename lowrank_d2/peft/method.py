@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lowrank_d2.errors import ConfigError
+from lowrank_d2.layers.linear import linear
 from lowrank_d2.layers.low_rank import Update, adapted_linear
 from lowrank_d2.peft import checks
 
@@ -100,7 +101,7 @@ class LowRankMethod:
     ) -> Tensor:
         """x (..., in) -> (..., out), as F.linear with the effective weight (out, in), in the cheapest order."""
         if training and self.dropout > 0:  # the change sees another input than the base: nothing to merge
-            return F.linear(x, weight, bias) + self.change(F.dropout(x, self.dropout), weight, tensors)
+            return linear(x, weight, bias) + self.change(F.dropout(x, self.dropout), weight, tensors)
         update, factors = self.update(weight, tensors, self.draw_rows(weight) if training else None)
         return adapted_linear(x, weight, bias, update, *factors)
 
