@@ -204,7 +204,8 @@ def _add_training(cfg: CN) -> None:
     node.ACCUMULATE = 1  # batches of IMS_PER_BATCH whose gradients are averaged into one step
     node.AMP.DTYPE = "float16"  # "float16" or "bfloat16"; acts with AMP.ENABLED
 
-    # Names of the classes, in the order of the outputs, where neither data nor a delta tell them to a model that reads them.
+    # Names of the classes, in the order of the outputs, for a model that reads them. [] takes those of the delta, of the run
+    # that wrote the weights, or of the data; training takes its data's.
     cfg.MODEL.CLASS_NAMES = []
     cfg.MODEL.WEIGHTS_SHA256 = ""  # of the file MODEL.WEIGHTS, in hexadecimal; "" does not check it
 

@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
-    words = None if args.classes is None else [word.strip() for word in args.classes.split(",") if word.strip()]
+    words = None if args.classes is None else [word.strip() for word in args.classes.split(",")]
     summary = predict_files(cfg, args.input, args.output, args.confidence_threshold, words)
     print(f"{summary.images} images, {summary.instances} instances: {args.output}")
     if summary.skipped:

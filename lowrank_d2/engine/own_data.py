@@ -119,6 +119,11 @@ def with_classes(cfg: CfgNode, names: Sequence[str]) -> CfgNode:
     return cfg
 
 
+def reads_words(cfg: CfgNode) -> bool:
+    """Whether the classes of the model are words, so that any others do."""
+    return "CLASS_PROMPTS" in cfg.MODEL.get(cfg.MODEL.META_ARCHITECTURE, {})
+
+
 def with_words(cfg: CfgNode, words: Sequence[str]) -> CfgNode:
     """A copy of `cfg` whose model looks for `words` instead of its classes.
 
@@ -126,12 +131,12 @@ def with_words(cfg: CfgNode, words: Sequence[str]) -> CfgNode:
         ConfigError: the model's classes are no words, or there are none.
     """
     architecture = cfg.MODEL.META_ARCHITECTURE
-    if "CLASS_PROMPTS" not in cfg.MODEL.get(architecture, {}):
+    if not reads_words(cfg):
         raise ConfigError(
             f"--classes needs a model that reads words, and {architecture} has the classes that it was trained with. "
             "Leave --classes out, or use a SEEM."
         )
-    if not words:
+    if not any(words):
         raise ConfigError('--classes names no class. Write for example --classes "dolphin,calf".')
     cfg = with_classes(cfg, words)
     cfg.MODEL[architecture].CLASS_PROMPTS = []

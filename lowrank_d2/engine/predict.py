@@ -19,7 +19,7 @@ from lowrank_d2.data import image_files
 from lowrank_d2.data.mapper import LowRankMapper
 from lowrank_d2.engine.checkpoint import LowRankCheckpointer, stored_class_names, verify_weights
 from lowrank_d2.engine.defaults import check_device
-from lowrank_d2.engine.own_data import with_classes, with_words
+from lowrank_d2.engine.own_data import reads_words, with_classes, with_words
 from lowrank_d2.engine.trainer import LowRankTrainer
 from lowrank_d2.errors import ConfigError, DataError, OutputError, TrainingError
 from lowrank_d2.evaluation.spool import Spool
@@ -115,8 +115,8 @@ class Predictor:
     """A model ready to be asked for instances by file name.
 
     Attributes:
-        class_names: by label: the words, else the delta's, else those of the run that wrote the checkpoint, else the
-            dataset's, else the model's own.
+        class_names: by label: the words, else MODEL.CLASS_NAMES where these are words too, else the delta's, else those
+            of the run that wrote the checkpoint, else the dataset's.
         category_ids: by label: the dataset's, else 1, 2, ...
     """
 
@@ -124,6 +124,8 @@ class Predictor:
         dataset, ids = _classes_of_data(cfg)
         if words is not None:
             cfg, names = with_words(cfg, words), list(words)
+        elif reads_words(cfg) and cfg.MODEL.CLASS_NAMES:
+            names = list(cfg.MODEL.CLASS_NAMES)
         elif cfg.MODEL.PEFT.DELTA:
             names = list(read_header(local_delta(cfg.MODEL.PEFT.DELTA)).class_names)
         else:

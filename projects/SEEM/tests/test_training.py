@@ -90,7 +90,12 @@ def test_words_of_ones_own(tmp_path, files, data):
     records = json.loads((out / "predictions.json").read_text())
     assert summary.images == 4 and len(records) == summary.instances == 4 * 40  # 20 queries, two words
     assert {(r["category_id"], r["category_name"]) for r in records} == {(1, "dolphin"), (2, "calf")}
+    cfg.MODEL.CLASS_NAMES = ["whale"]
+    predict_files(cfg, images, str(out), threshold=0.0)
+    assert {r["category_name"] for r in json.loads((out / "predictions.json").read_text())} == {"whale"}
+    with pytest.raises(ConfigError, match="The class '' has no words"):
+        predict_files(cfg, images, str(out), words=["calf", "", "cow"])
     with pytest.raises(ConfigError, match="'calf' and 'Calf' have the same words"):
         predict_files(cfg, images, str(out), words=["calf", "Calf"])
     with pytest.raises(ConfigError, match="--classes names no class"):
-        predict_files(cfg, images, str(out), words=[])
+        predict_files(cfg, images, str(out), words=[""])
