@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lowrank_d2.errors import ConfigError
-from seem.tokenizer import Tokenizer, cleaned
+from seem.tokenizer import Tokenizer, cleaned, split_words
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 BACKGROUND = "background"
@@ -38,11 +38,13 @@ def check_distinct(names: Sequence[str]) -> None:
     """Looks for classes that no words can tell apart, from each other or from what is no object.
 
     Raises:
-        ConfigError: a class without words, or two that read the same; the message names them.
+        ConfigError: a class that is no text or without words, or two that read the same; the message names them.
     """
     seen: dict[str, str] = {}
     for name in names:
-        words = cleaned(words_of(name))
+        if not isinstance(name, str):
+            raise ConfigError(f"The class {name!r} is no text. Write it in quotes{_WHERE}")
+        words = " ".join(split_words(cleaned(words_of(name))))
         if not words:
             raise ConfigError(f"The class {name!r} has no words. Give it some{_WHERE}")
         if words == BACKGROUND:

@@ -37,7 +37,9 @@ def test_suffixes_of_coco_are_dropped():
     (["water", "water-other"], "'water' and 'water-other'"),
     (["metal  can", "metal can"], "'metal  can' and 'metal can'"),
     (["caf\u00e9", "cafe\u0301"], "have the same words, 'caf\u00e9'"),
+    (["type2", "type 2"], "'type2' and 'type 2' have the same words, 'type 2'"),
     (["cat", " "], "' ' has no words"),
+    (["cat", 2], "The class 2 is no text. Write it in quotes"),
     (["-other"], "'-other' has no words"),
     (["Background"], "'Background' reads as what is no object does"),
 ])
