@@ -122,6 +122,8 @@ def convert_weights(to: str, source: PathLike, output: PathLike) -> int:
         raise CheckpointError(f"{source} is a delta file. Merge it with its base first (tools/merge.py).")
     if to != "lowrank_d2" and maskdino.is_upstream(tensors):
         raise CheckpointError(f"{source} has the original's names already. Use it as it is.")
+    if to in PROJECT_FORMATS:
+        _check_plain(tensors, source)
     convert = FORMATS.get(to) or project_package(PROJECT_FORMATS[to]).to_upstream
     converted = convert(tensors)
     write_weights(converted, output)
@@ -165,6 +167,15 @@ def _check_base(cfg: CfgNode) -> None:
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("MODEL.WEIGHTS is empty. Set it to the base that the delta was trained on.")
     verify_weights(cfg)
+
+
+def _check_plain(tensors: Mapping[str, Tensor], source: PathLike) -> None:
+    added = [name for name in tensors if ".lora_" in name or ".adapter." in name]
+    if added:
+        raise CheckpointError(
+            f"{source} is adapted: the original has no place for {len(added)} tensors, {added[0]} among them. Merge the "
+            "delta of its run with the base first (tools/merge.py); adapters cannot be merged."
+        )
 
 
 def _tensors_of(source: PathLike) -> dict[str, Tensor]:

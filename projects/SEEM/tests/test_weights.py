@@ -136,3 +136,12 @@ def test_the_tool_writes_the_originals_names(small_model, tmp_path):
     assert equal(torch.load(tmp_path / "theirs.pth")["model"], to_upstream(ours))
     with pytest.raises(CheckpointError, match="has the original's names already"):
         convert_weights("seem", tmp_path / "theirs.pth", tmp_path / "again.pth")
+
+
+@pytest.mark.parametrize("method, count", [("lora", 40), ("adapter", 40)])
+def test_what_is_adapted_has_no_name_there(small_model, tmp_path, method, count):
+    changes = {"MODEL.PEFT.METHODS": f"['{method}']", "MODEL.PEFT.TRAIN": "embeddings"}
+    torch.save({"model": small_model(changes).state_dict()}, tmp_path / "run.pth")
+    with pytest.raises(CheckpointError, match=f"run.pth is adapted: the original has no place for {count} tensors.*tools/merge.py"):
+        convert_weights("seem", tmp_path / "run.pth", tmp_path / "theirs.pth")
+    assert not (tmp_path / "theirs.pth").exists()
