@@ -79,12 +79,19 @@ class ClassText(nn.Module):
         device = self.logit_scale.device
         return self.encoder if self.encoder.projection.device == device else self.encoder.to(device)
 
+    def _weights(self) -> tuple:
+        """Something that differs after the encoder's values changed, without reading them.
+
+        Every change in place, be it by an optimizer or by loading, raises a parameter's version; values that took the
+        place of others lie elsewhere. Only what is written into `parameter.data` passes unseen.
+        """
+        return tuple((id(each), each.data_ptr(), each._version) for each in self.encoder.parameters())
+
     def _embeddings(self) -> tuple[Tensor, Tensor]:
         """Normalised embeddings (K + 1, T, D) of all texts, and of the classes (K + 1, D)."""
-        # Every change in place, be it by an optimizer or by loading, raises a parameter's version.
-        key = (self.tokens, *(parameter._version for parameter in self.encoder.parameters()))
-        if self._kept is None or self._key is None or key[0] is not self._key[0] or key[1:] != self._key[1:]:
-            self._kept, self._key = self._compute(), key
+        if self._kept is None or self._key is None or self._key[0] is not self.tokens or self._key[1] != self._weights():
+            self._kept = self._compute()
+            self._key = (self.tokens, self._weights())  # only now, as the encoder may have moved
         device = self.logit_scale.device
         kept = tuple(tensor.to(device) for tensor in self._kept)
         self._kept = kept if self.cache else None

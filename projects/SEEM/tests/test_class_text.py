@@ -95,6 +95,18 @@ def test_other_weights_or_words_are_computed_anew(make_text):
     torch.testing.assert_close(text(False, Draws()), before)
 
 
+@pytest.mark.parametrize("replace", [
+    lambda encoder, value: setattr(encoder, "projection", nn.Parameter(value, requires_grad=False)),
+    lambda encoder, value: setattr(encoder.projection, "data", value),
+    lambda encoder, value: encoder.load_state_dict({**encoder.state_dict(), "projection": value}, assign=True),
+])
+def test_weights_that_took_the_place_of_others_are_noticed(make_text, replace):
+    text = make_text()
+    before = text(False, Draws())
+    replace(text.encoder, -text.encoder.projection.detach().clone())
+    torch.testing.assert_close(text(False, Draws()), -before)
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
 @pytest.mark.parametrize("foreach", [True, False])
 def test_a_step_of_the_optimizer_is_noticed(make_text, optimizer, foreach):
