@@ -7,6 +7,7 @@ import functools
 import gzip
 import importlib.metadata
 import unicodedata
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -145,7 +146,7 @@ def _load(path: str) -> Tokenizer:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as stream:
             lines = stream.read().split("\n")[1 : NUM_MERGES + 1]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ConfigError(f"MODEL.SEEM.TEXT.VOCABULARY {path} cannot be read: {error}. Name CLIP's {FILE_NAME}.") from error
     merges = [tuple(line.split()) for line in lines]
     if len(merges) < NUM_MERGES or any(len(pair) != 2 for pair in merges):

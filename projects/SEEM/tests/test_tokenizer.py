@@ -56,7 +56,10 @@ def test_without_a_vocabulary_one_error_says_what_to_get(monkeypatch):
         Tokenizer.load()
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"a b\nc d\n")])
+DAMAGED = gzip.compress(b"a b\nc d\n" * 99)[:10] + b"\xff" * 40
+
+
+@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"a b\nc d\n"), DAMAGED])
 def test_a_file_that_is_no_vocabulary(tmp_path, content):
     path = tmp_path / "vocabulary.gz"
     path.write_bytes(content)
