@@ -41,13 +41,13 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(measure=lambda args: lowrank.run(args.threads, seconds=args.seconds))
 
     command = commands.add_parser("lors", help="LORS against AdaMixer with the same sampling, both with a ResNet-50")
-    command.add_argument("--rounds", type=int, default=6, help="the best of so many counts (default: %(default)s)")
+    command.add_argument("--rounds", type=int, default=10, help="the best of so many counts (default: %(default)s)")
     files = [str(LORS / "lors_R50.yaml")], [str(LORS / "adamixer_R50_2x64.yaml")]
     command.set_defaults(measure=lambda args: lors.run(*files, args.rounds))
 
     command = commands.add_parser("lora_detr", help="training steps with branches relative to none, ResNet-50")
     command.add_argument("--config-file", action="append", metavar="F", help=f"the model (default: {LORA_DETR.name})")
-    command.add_argument("--rounds", type=int, default=6, help="the best of so many counts (default: %(default)s)")
+    command.add_argument("--rounds", type=int, default=10, help="the best of so many counts (default: %(default)s)")
     command.set_defaults(measure=lambda args: lora_detr.run(args.config_file or [str(LORA_DETR)], args.rounds))
 
     for command in commands.choices.values():

@@ -17,7 +17,7 @@ WARM_UP = 3
 BRANCHES: Mapping[str, str] = {"0": "None", "1": "[6]", "2": "[6, 3]", "3": "[6, 4, 2]"}  # number -> k
 
 
-def run(config_files: Sequence[str], rounds: int = 6) -> dict:
+def run(config_files: Sequence[str], rounds: int = 10) -> dict:
     """Measures on the CPU with 2 threads, in one process; the models take turns.
 
     Args:

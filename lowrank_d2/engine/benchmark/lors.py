@@ -16,7 +16,7 @@ SIZE, BATCH, INSTANCES = 512, 2, 5
 WARM_UP = 3
 
 
-def run(lors: Sequence[str], adamixer: Sequence[str], rounds: int = 6, opts: Sequence[str] = ()) -> dict:
+def run(lors: Sequence[str], adamixer: Sequence[str], rounds: int = 10, opts: Sequence[str] = ()) -> dict:
     """Measures on the CPU with 2 threads: times in one process, taking turns, peak memory in one process each.
 
     Args:
