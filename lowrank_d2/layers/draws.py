@@ -85,7 +85,8 @@ class ReplayDraws(Draws):
         values = np.asarray(self.recorded[purpose])
         if values.shape != tuple(shape):
             raise ValueError(f"the draw {purpose!r} was recorded with shape {values.shape}, not {tuple(shape)}")
-        return torch.tensor(values, dtype=dtype, device=device)
+        # numpy gives an empty array strides of 0, which a view of another type refuses.
+        return torch.tensor(values.ravel(), dtype=dtype, device=device).view(tuple(shape))
 
 
 class RecordingDraws(Draws):

@@ -79,3 +79,8 @@ def test_many_numbers_are_those_of_splitmix64():
         z ^= z >> 31
         expected += [(z % 2**32 >> 8) / 2**24, (z >> 40) / 2**24]
     assert many_uniform(77, 8).tolist() == expected
+
+
+def test_an_empty_recording_has_the_strides_of_a_tensor():
+    replayed = ReplayDraws({"a": np.zeros((3, 0, 2), np.float32)}).uniform("a", (3, 0, 2))
+    assert replayed.stride() == torch.empty(3, 0, 2).stride()
