@@ -257,7 +257,8 @@ def _add_peft(cfg: CN) -> None:
     adapter.REPEATS = 1  # adapters in a row at every place
     adapter.REDUCTION = 4  # bottleneck = hidden // REDUCTION
     adapter.RESIDUAL = "kappa+lambda"  # "kappa" (residual stream), "lambda" (attention output) or their sum
-    adapter.INIT = "bert"  # "bert": normal(0, 0.02), bias 0; "xavier": how the authors' code really starts
+    # "bert": normal(0, 0.02), with "lambda" the second matrix 0; "xavier": how the authors' code really starts
+    adapter.INIT = "bert"
 
 
 def _low_rank(rank: int) -> CN:

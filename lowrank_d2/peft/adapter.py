@@ -25,10 +25,10 @@ class Adapter:
         repeats: adapters in a row (I in the paper).
         reduction: the bottleneck has max(embed_dim // reduction, 1) features (k in the paper).
         residual: what is added to every adapter's output: "lambda" the attention's output, "kappa" the residual
-            stream, or the sum of both. Only "lambda" leaves the model nearly as it was at step 0: with "kappa" the
+            stream, or the sum of both. Only "lambda" can leave the model as it was at step 0: with "kappa" the
             attention's output is lost, with "kappa+lambda" the residual stream counts twice, by design of the paper.
-        init: "bert" draws weights from N(0, 0.02); "xavier" draws them Xavier-uniform, which is how the authors' code
-            really starts. Biases are 0.
+        init: "bert" draws weights from N(0, 0.02), but with "lambda" the second matrix is 0, so that the model starts as
+            it was; "xavier" draws all Xavier-uniform, which is how the authors' code really starts. Biases are 0.
 
     Raises:
         ConfigError: a value out of range, by the name of its configuration key.
@@ -63,7 +63,7 @@ class SequentialAdapter(nn.Module):
         super().__init__()
         self.options = options
         bottleneck = max(embed_dim // options.reduction, 1)
-        self.layers = nn.ModuleList(_Bottleneck(embed_dim, bottleneck, options.init) for _ in range(options.repeats))
+        self.layers = nn.ModuleList(_Bottleneck(embed_dim, bottleneck, options) for _ in range(options.repeats))
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """
@@ -86,16 +86,18 @@ class SequentialAdapter(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    def __init__(self, embed_dim: int, bottleneck: int, init: str):
+    def __init__(self, embed_dim: int, bottleneck: int, options: Adapter):
         super().__init__()
         self.down = Linear(embed_dim, bottleneck)
         self.up = Linear(bottleneck, embed_dim)
         for linear in (self.down, self.up):
-            if init == "bert":
-                nn.init.normal_(linear.weight, std=0.02)
-            else:
-                nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
+            if options.init == "xavier":
+                nn.init.xavier_uniform_(linear.weight)
+            elif options.residual == "lambda" and linear is self.up:
+                nn.init.zeros_(linear.weight)
+            else:
+                nn.init.normal_(linear.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(F.relu(self.down(x), inplace=True))

@@ -34,21 +34,38 @@ def test_the_bottleneck_is_never_empty():
 
 
 def test_initial_values():
-    bert, xavier = build(256, reduction=4), build(256, reduction=4, init="xavier")
+    bert, xavier = build(256, reduction=4), build(256, reduction=4, init="xavier", residual="lambda")
     for module, std in ((bert, 0.02), (xavier, (2 / (256 + 64)) ** 0.5)):
         for linear in (module.layers[0].down, module.layers[0].up):
             assert linear.weight.std().item() == pytest.approx(std, rel=0.03) and not linear.bias.any()
+    near = build(256, reduction=4, residual="lambda").layers[0]
+    assert near.down.weight.std().item() == pytest.approx(0.02, rel=0.03) and not near.up.weight.any()
     limit = (6 / (256 + 64)) ** 0.5
     assert xavier.layers[0].up.weight.abs().max() <= limit < 10 * bert.layers[0].up.weight.std()
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_lambda_starts_as_the_model_was_and_learns_from_there(make_toy, images, repeats):
+    plain, model = make_toy().eval(), make_toy().eval()
+    inject(model, [Adapter(repeats=repeats, residual="lambda", reduction=1)])
+    assert torch.equal(model(images), plain(images))
+    added = [p for name, p in model.named_parameters() if ".adapter." in name]
+    optimizer = torch.optim.Adam(added, lr=1e-3)
+    for _ in range(2 * repeats):
+        optimizer.zero_grad()
+        model(images).square().sum().backward()
+        optimizer.step()
+    assert all(parameter.grad.any() for parameter in added if parameter.dim() > 1)
+    assert model(images).square().sum() < plain(images).square().sum()
 
 
 def test_every_slot_is_filled_and_called(make_toy, images):
     plain, model = make_toy().eval(), make_toy().eval()
     base = model.state_dict()
-    inject(model, [Adapter(repeats=2, residual="lambda")])
+    inject(model, [Adapter(repeats=2, residual="lambda", init="xavier")])
     added = [name for name in model.state_dict() if name not in base]
     assert len(added) == 3 * 2 * 4 and added[0] == "pixel_decoder.adapter.layers.0.down.weight"
-    assert 0 < (model(images) - plain(images)).abs().max() < 0.1  # lambda starts near the base
+    assert 0 < (model(images) - plain(images)).abs().max() < 1
     for parameter in (p for name, p in model.named_parameters() if name in added):
         torch.nn.init.zeros_(parameter)
     torch.testing.assert_close(model(images), plain(images))  # and with zeros is the base
