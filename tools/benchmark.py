@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("lora_detr", help="training steps with branches relative to none, ResNet-50")
     command.add_argument("--config-file", action="append", metavar="F", help=f"the model (default: {LORA_DETR.name})")
-    command.add_argument("--rounds", type=int, default=10, help="the best of so many counts (default: %(default)s)")
+    command.add_argument("--rounds", type=int, default=8, help="the best of so many counts (default: %(default)s)")
     command.set_defaults(measure=lambda args: lora_detr.run(args.config_file or [str(LORA_DETR)], args.rounds))
 
     for command in commands.choices.values():

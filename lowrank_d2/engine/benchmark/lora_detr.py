@@ -13,11 +13,11 @@ from lowrank_d2.engine.optimizer import build_optimizer
 
 SIZE, BATCH, INSTANCES, CLASSES = 512, 2, 5, 80
 # Steps in which the process still takes memory from the system, a million pages: that costs whose turn it is.
-WARM_UP = 3
+WARM_UP = 2
 BRANCHES: Mapping[str, str] = {"0": "None", "1": "[6]", "2": "[6, 3]", "3": "[6, 4, 2]"}  # number -> k
 
 
-def run(config_files: Sequence[str], rounds: int = 10) -> dict:
+def run(config_files: Sequence[str], rounds: int = 8) -> dict:
     """Measures on the CPU with 2 threads, in one process; the models take turns.
 
     Args:
@@ -52,7 +52,7 @@ def _seconds(config_files: list[str], rounds: int) -> dict[str, float]:
         if count in ("0", "3"):
             evaluations[f"evaluation_{count}"] = lambda model=model: _evaluation(model)
     # One after the other, as a training process only steps.
-    return best_seconds(steps, rounds, WARM_UP) | best_seconds(evaluations, rounds, WARM_UP)
+    return best_seconds(steps, rounds, WARM_UP) | best_seconds(evaluations, rounds)
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 STATUS = Path("/proc/self/status")
 
@@ -23,7 +24,8 @@ def best_seconds(
         rounds: how many are counted.
         warm_up: rounds before them that are not.
     """
-    times = [{name: seconds(prepare()) for name, prepare in calls.items()} for _ in range(warm_up + rounds)]
+    turns = tqdm(range(warm_up + rounds), "measuring", unit="round", disable=None)  # on a terminal alone
+    times = [{name: seconds(prepare()) for name, prepare in calls.items()} for _ in turns]
     return {name: min(turn[name] for turn in times[warm_up:]) for name in calls}
 
 
