@@ -1,5 +1,6 @@
 """Weights for and from others: merged checkpoints, files under the original's names, deltas from the adapter fork."""
 import json
+import re
 from pathlib import Path
 from typing import Callable, Mapping, Optional, Sequence
 
@@ -36,6 +37,8 @@ FORMATS: Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
 }
 # Further names -> the meta-architecture of the project whose `to_upstream` writes that format.
 PROJECT_FORMATS: Mapping[str, str] = {"seem": "SEEM"}
+# What the methods of `peft` call their tensors.
+_ADDED = re.compile(r"(^|\.)(lora_|hada_|lokr_|adapter\.)")
 
 
 def write_weights(tensors: Mapping[str, Tensor], path: PathLike, metadata: Optional[Mapping[str, str]] = None) -> None:
@@ -170,7 +173,7 @@ def _check_base(cfg: CfgNode) -> None:
 
 
 def _check_plain(tensors: Mapping[str, Tensor], source: PathLike) -> None:
-    added = [name for name in tensors if ".lora_" in name or ".adapter." in name]
+    added = [name for name in tensors if _ADDED.search(name)]
     if added:
         raise CheckpointError(
             f"{source} is adapted: the original has no place for {len(added)} tensors, {added[0]} among them. Merge the "

@@ -138,7 +138,7 @@ def test_the_tool_writes_the_originals_names(small_model, tmp_path):
         convert_weights("seem", tmp_path / "theirs.pth", tmp_path / "again.pth")
 
 
-@pytest.mark.parametrize("method, count", [("lora", 40), ("adapter", 40)])
+@pytest.mark.parametrize("method, count", [("lora", 40), ("loha", 80), ("lokr", 40), ("adapter", 40)])
 def test_what_is_adapted_has_no_name_there(small_model, tmp_path, method, count):
     changes = {"MODEL.PEFT.METHODS": f"['{method}']", "MODEL.PEFT.TRAIN": "embeddings"}
     torch.save({"model": small_model(changes).state_dict()}, tmp_path / "run.pth")
