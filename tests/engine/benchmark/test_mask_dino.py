@@ -28,13 +28,12 @@ def small_model(tmp_path):
 @pytest.mark.slow
 def test_every_kind_is_measured_in_its_own_process(small_model, monkeypatch):
     monkeypatch.setattr(mask_dino, "SIZE", 128)
-    report = mask_dino.run([small_model], rounds=1)
+    report = mask_dino.run([small_model], rounds=3)  # one is not enough beside other work
     stages = report["inference_seconds"]
     assert stages["total"] == pytest.approx(sum(v for k, v in stages.items() if k != "total"), abs=2e-3)
-    assert report["inference_backbones"] > 0.2 and report["inference_peak_mb"] > 100
+    assert report["inference_backbones"] > 1 and report["inference_peak_mb"] > 100
     assert list(report["training"]) == ["full_head", "adapters_2", "lora", "embeddings"]
-    # A single round on a busy machine: of the times only the order of magnitude.
-    assert all(kind["backbones"] > 0.2 and kind["peak_mb"] > 100 for kind in report["training"].values())
+    assert all(kind["backbones"] > 1 and kind["peak_mb"] > 100 for kind in report["training"].values())
 
 
 def test_a_training_step_trains_what_its_kind_says(small_model, monkeypatch):
